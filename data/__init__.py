@@ -1,0 +1,1 @@
+"""Demonstrations: the store, windows over it, normalisation, recording."""

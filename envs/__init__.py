@@ -1,0 +1,1 @@
+"""Tasks and robots: Gymnasium environments, scripted experts, vectorisation."""

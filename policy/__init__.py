@@ -1,0 +1,1 @@
+"""Diffusion policies: networks, noise, sampling, control, and the commands that use them."""
