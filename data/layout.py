@@ -1,0 +1,194 @@
+"""What a store looks like on disk, and whether a folder or a new episode fits that.
+
+See `data.store` for the layout and for how an episode becomes visible.
+"""
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from data.types import Contract, ContractError, Field
+
+FORMAT_VERSION = 1
+CHUNK_BYTES = 256 * 1024  # An append rewrites the last chunk, a random read decodes a whole one.
+
+
+class StoreError(ValueError):
+    """A store that cannot be opened, read or written."""
+
+
+def write_empty(path: Path, contract: Contract) -> None:
+    """The group and its arrays of length 0."""
+    group = zarr.create_group(LocalStore(path), zarr_format=3)
+    for name, field in contract.fields.items():
+        row_bytes = np.dtype(field.dtype).itemsize * max(1, field.size)
+        n_rows = int(np.clip(CHUNK_BYTES // row_bytes, 1, 4096))
+        # A lost chunk of a float field then reads as NaN, which is noticed, and not as zeros.
+        fill = np.nan if np.dtype(field.dtype).kind == "f" else 0
+        group.create_array(
+            f"data/{name}",
+            shape=(0, *field.shape),
+            chunks=(n_rows, *field.shape),
+            dtype=field.dtype,
+            fill_value=fill,
+        )
+    group.create_array("meta/episode_ends", shape=(0,), chunks=(1024,), dtype="int64", fill_value=0)
+    group.create_array("meta/episode_metadata", shape=(0,), chunks=(256,), dtype=str)
+    group.attrs.put({"format_version": FORMAT_VERSION, "contract": contract.to_json()})
+
+
+def open_group(path: Path, mode: Literal["r", "a"]) -> zarr.Group:
+    """The zarr group in a folder, of either format."""
+    if not path.exists():
+        raise StoreError(f"{path} does not exist: give the folder of a zarr group")
+    try:
+        store = LocalStore(path, read_only=mode == "r")
+        return zarr.open_group(store, mode="r" if mode == "r" else "r+", use_consolidated=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path} is not a zarr group: give the folder that holds data/ and meta/"
+        ) from error
+
+
+def own_contract(path: Path, group: zarr.Group) -> Contract | None:
+    """The contract in the attributes, None in a foreign store."""
+    version = group.attrs.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has format_version {version!r}, this program reads up to {FORMAT_VERSION}: "
+            f"upgrade cadence"
+        )
+    entry = group.attrs.get("contract")
+    if entry is None:
+        return None
+    if not isinstance(entry, Mapping):
+        raise StoreError(f"{path}: the contract in the attributes is not an object: {entry!r}")
+    try:
+        return Contract.from_json(entry)
+    except (ContractError, TypeError, ValueError) as error:
+        raise StoreError(f"{path}: the contract in the attributes is broken: {error}") from error
+
+
+def stored_array(path: Path, group: zarr.Group, key: str) -> zarr.Array:
+    """The array `key` of a group, such as `data/action`."""
+    try:
+        array = group[key]
+    except KeyError:
+        parent = group.get(key.split("/")[0])
+        present = sorted(parent) if isinstance(parent, zarr.Group) else []
+        raise StoreError(
+            f"{path} lacks the array {key}; it has {present} there: "
+            f"record it, or take the field out of the contract"
+        ) from None
+    if not isinstance(array, zarr.Array):
+        raise StoreError(f"{path}: {key} is a group, it must be an array")
+    return array
+
+
+def committed_ends(path: Path, array: zarr.Array, *, is_own: bool) -> np.ndarray:
+    """[n_episodes] int64 ends of the whole episodes, read-only."""
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise StoreError(
+            f"{path}: meta/episode_ends is {array.dtype} {array.shape}, it must be int64 [n]"
+        )
+    ends = np.asarray(array[:]).astype(np.int64)
+    if is_own and len(ends) and ends[-1] == 0:  # Grown, but not committed.
+        ends = ends[:-1]
+    if np.any(np.diff(ends, prepend=0) <= 0):
+        index = int(np.argmax(np.diff(ends, prepend=0) <= 0))
+        raise StoreError(
+            f"{path}: meta/episode_ends[{index}] is {ends[index]} after "
+            f"{ends[index - 1] if index else 0}: the ends must grow, restore them from a copy"
+        )
+    return frozen(ends)
+
+
+def check_array(array: zarr.Array, field: Field, *, name: str, n_steps: int, is_own: bool) -> None:
+    """Whether a stored array can be read as the contract's field."""
+    where = f"{array.store_path}"
+    if array.shape[1:] != field.shape:
+        raise StoreError(
+            f"{where}: a step of {name} has shape {array.shape[1:]}, the contract says "
+            f"{field.shape}: correct the contract or the store"
+        )
+    if not _is_readable(array.dtype, np.dtype(field.dtype), is_own=is_own):
+        raise StoreError(
+            f"{where}: {name} has dtype {array.dtype}, the contract says {field.dtype}: "
+            f"correct the contract or convert the array"
+        )
+    # Rows past the last end are what an interrupted recorder of ours leaves.
+    if array.shape[0] < n_steps or (array.shape[0] > n_steps and not is_own):
+        raise StoreError(
+            f"{where}: {name} has {array.shape[0]} steps, but meta/episode_ends ends at "
+            f"{n_steps}: the store is damaged, restore it from a copy"
+        )
+
+
+def _is_readable(stored: np.dtype, wanted: np.dtype, *, is_own: bool) -> bool:
+    """Own stores hold what they say; foreign ones may hold floats of another width or integers.
+
+    Floats that stand for integers (images as float32) are checked value by value while reading.
+    """
+    if stored == wanted:
+        return True
+    return not is_own and stored.kind in "fiu" and (stored.kind == "f" or wanted.kind in "iu")
+
+
+def checked_episode(episode: Mapping[str, np.ndarray], contract: Contract) -> dict:
+    """The episode as arrays of the contract's dtypes."""
+    if set(episode) != set(contract.fields):
+        raise StoreError(
+            f"the episode has the fields {sorted(episode)}, the contract {sorted(contract.fields)}"
+        )
+    rows = {}
+    for name, field in contract.fields.items():
+        values = np.asarray(episode[name])
+        if values.shape[1:] != field.shape or values.ndim != len(field.shape) + 1:
+            raise StoreError(
+                f"{name} has shape {values.shape}, the contract says [L, {field.shape}]"
+            )
+        if not np.can_cast(values.dtype, field.dtype, "same_kind"):
+            raise StoreError(
+                f"{name} has dtype {values.dtype}, the contract says {field.dtype}: convert it"
+            )
+        rows[name] = values.astype(field.dtype)
+        if rows[name].dtype.kind == "f" and not np.isfinite(rows[name]).all():
+            step = int(np.argwhere(~np.isfinite(rows[name]))[0][0])
+            raise StoreError(f"{name} is not a finite number at step {step} of the episode")
+    lengths = {name: len(values) for name, values in rows.items()}
+    if len(set(lengths.values())) != 1 or not lengths["action"]:
+        raise StoreError(f"the fields have {lengths} steps, they need the same number, at least 1")
+    return rows
+
+
+def metadata_entry(metadata: Mapping[str, object]) -> str:
+    """The JSON text of an episode's metadata."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, np.generic):
+            return value.item()
+        raise StoreError(f"metadata {value!r} is not JSON: give numbers, text, lists or objects")
+
+    return json.dumps(metadata, sort_keys=True, default=plain)
+
+
+def write_rows(array: zarr.Array, start: int, values: np.ndarray) -> None:
+    """Write rows from `start` on and let the array end after them."""
+    end, chunk = start + len(values), array.chunks[0]
+    array.resize((end, *array.shape[1:]))
+    # One chunk a time: of several at once, some would still be written after another has failed.
+    edges = [start, *range((start // chunk + 1) * chunk, end, chunk), end]
+    for first, stop in itertools.pairwise(edges):
+        array[first:stop] = values[first - start : stop - start]
+
+
+def frozen(values: np.ndarray) -> np.ndarray:
+    """The same array, made read-only."""
+    values.flags.writeable = False
+    return values

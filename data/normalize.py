@@ -1,0 +1,203 @@
+"""Between physical units and the scale a network works in.
+
+Every element is `(x - center) / scale`, by the way of scaling that its field names:
+
+* limits: the smallest and largest value of the data become -1 and 1;
+* gaussian: mean 0 and standard deviation 1;
+* identity: unchanged.
+
+A constant element becomes 0. Discrete elements are scaled by their limits in every way of scaling.
+Images go from uint8 0..255 to -1..1. A planar angle of an observation is not scaled but becomes its
+cosine and sine, since the step from -pi to pi is none; an observation then reads
+`[other elements in order, cosines, sines]`. Angles of actions stay numbers.
+
+Shape legend: `F` features that a network sees.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.types import Contract, ContractError, Field
+
+# An element that varies by less is taken as constant: below the rounding of float32 around its
+# value, or below a millionth of a unit, where a scale would only blow noise up.
+CONSTANT = 1e-6
+
+
+class Normalizer(nn.Module):
+    """Scales the fields of a contract; its statistics live in the checkpoint.
+
+    Statistics come from `fit` or `load_state_dict`; until then using them is an error.
+
+    Args:
+        contract: the fields and how they are scaled.
+    """
+
+    def __init__(self, contract: Contract):
+        super().__init__()
+        self._fields = contract.fields
+        self._is_fitted = False
+        for name, field in self._fields.items():
+            if "." in name:
+                raise ContractError(f"field name {name!r} holds a '.': rename it, such as 'a_b'")
+            if not field.is_image:
+                n_scaled = len(_scaled_elements(name, field))
+                self.register_buffer(f"{name}/center", torch.zeros(n_scaled))
+                self.register_buffer(f"{name}/scale", torch.ones(n_scaled))
+
+    @classmethod
+    def fit(cls, contract: Contract, arrays: Mapping[str, np.ndarray]) -> Self:
+        """A normalizer with the statistics of the given data.
+
+        Args:
+            contract: the fields and how they are scaled.
+            arrays: field name -> [n_steps, ...]; images are not needed.
+
+        Raises:
+            ValueError: a field is missing, empty, not finite, or of another shape.
+        """
+        normalizer = cls(contract)
+        for name, field in contract.fields.items():
+            if field.is_image:
+                continue
+            center, scale = _statistics(name, field, arrays.get(name))
+            normalizer.get_buffer(f"{name}/center").copy_(torch.from_numpy(center))
+            normalizer.get_buffer(f"{name}/scale").copy_(torch.from_numpy(scale))
+        normalizer._is_fitted = True
+        return normalizer
+
+    def size(self, name: str) -> int:
+        """F, the number of features a network sees of a field."""
+        field = self._field(name)
+        return field.size + len(_angles(name, field))
+
+    def normalize(self, name: str, x: Tensor) -> Tensor:
+        """[..., F] float features of a field [..., *shape]; an image keeps its shape.
+
+        Raises:
+            KeyError: no such field.
+            ValueError: another shape than the contract's, or no statistics yet.
+        """
+        field = self._field(name)
+        _check_shape(name, tuple(x.shape), field.shape)
+        if field.is_image:
+            return x.float() / 127.5 - 1
+        center, scale = self._scaling(name)
+        flat = x.reshape(*x.shape[: x.ndim - len(field.shape)], field.size).to(center.dtype)
+        angles = _angles(name, field)
+        if not angles:
+            return (flat - center) / scale
+        angle = flat[..., angles]
+        scaled = (flat[..., _scaled_elements(name, field)] - center) / scale
+        return torch.cat([scaled, angle.cos(), angle.sin()], dim=-1)
+
+    def unnormalize(self, name: str, x: Tensor) -> Tensor:
+        """[..., *shape] in physical units from features [..., F]; angles in -pi..pi.
+
+        Raises:
+            KeyError: no such field.
+            ValueError: another number of features, or no statistics yet.
+        """
+        field = self._field(name)
+        if field.is_image:
+            _check_shape(name, tuple(x.shape), field.shape)
+            return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        _check_shape(name, tuple(x.shape), (self.size(name),))
+        center, scale = self._scaling(name)
+        n_scaled = len(center)
+        flat = x[..., :n_scaled] * scale + center
+        angles = _angles(name, field)
+        if angles:
+            cos, sin = x[..., n_scaled:].chunk(2, dim=-1)
+            order = np.argsort([*_scaled_elements(name, field), *angles])
+            flat = torch.cat([flat, torch.atan2(sin, cos)], dim=-1)[..., order.tolist()]
+        return flat.reshape((*x.shape[:-1], *field.shape))
+
+    def digest(self) -> str:
+        """SHA-256 of the statistics and of how each field is scaled."""
+        digest = hashlib.sha256()
+        for name, field in sorted(self._fields.items()):
+            digest.update(f"{name} {field.shape} {field.normalization} {field.angles}".encode())
+            if not field.is_image:
+                for statistic in self._scaling(name):
+                    digest.update(statistic.detach().cpu().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()
+
+    def _field(self, name: str) -> Field:
+        if name not in self._fields:
+            raise KeyError(f"no statistics of a field {name!r}; known are {sorted(self._fields)}")
+        return self._fields[name]
+
+    def _scaling(self, name: str) -> tuple[Tensor, Tensor]:
+        if not self._is_fitted:
+            raise ValueError("the normalizer has no statistics: fit it or load a state dict")
+        return self.get_buffer(f"{name}/center"), self.get_buffer(f"{name}/scale")
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Strict even where the rest is not: wrong statistics give wrong motions, not errors."""
+        wanted = {name: tuple(buffer.shape) for name, buffer in self.named_buffers()}
+        given = {
+            name.removeprefix(prefix): tuple(value.shape)
+            for name, value in state_dict.items()
+            if name.startswith(prefix)
+        }
+        if wanted != given:
+            raise ContractError(
+                f"the state dict holds statistics {given}, the contract needs {wanted}: "
+                f"use the contract the checkpoint was trained with"
+            )
+        broken = [n for n in wanted if not torch.isfinite(state_dict[prefix + n]).all()]
+        if broken:
+            raise ContractError(f"the statistics {broken} of the state dict are not finite")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._is_fitted = True
+
+
+def _angles(name: str, field: Field) -> list[int]:
+    """Elements that a network sees as cosine and sine."""
+    return [] if name == "action" else list(field.angles)
+
+
+def _scaled_elements(name: str, field: Field) -> list[int]:
+    """Elements that have a center and a scale."""
+    angles = _angles(name, field)
+    return [element for element in range(field.size) if element not in angles]
+
+
+def _statistics(
+    name: str, field: Field, values: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Center and scale [n_scaled] of a field's data [n_steps, *shape]."""
+    if values is None:
+        raise ValueError(f"the data lacks the field {name!r}, which the contract has")
+    values = np.asarray(values)
+    _check_shape(name, values.shape, field.shape)
+    if not len(values):
+        raise ValueError(f"{name} has zero steps, statistics need at least one")
+    if not np.isfinite(values).all():
+        step = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise ValueError(f"{name} is not a finite number at step {step}: leave it out")
+    elements = _scaled_elements(name, field)
+    flat = values.reshape(len(values), field.size)[:, elements].astype(np.float64)
+    low, high = flat.min(axis=0), flat.max(axis=0)
+    center, scale = (low + high) / 2, (high - low) / 2
+    is_discrete = np.isin(elements, field.discrete)
+    if field.normalization == "gaussian":
+        center = np.where(is_discrete, center, flat.mean(axis=0))
+        scale = np.where(is_discrete, scale, flat.std(axis=0))
+    scale = np.where(high - low <= CONSTANT * np.maximum(1, np.abs(center)), 1.0, scale)
+    if field.normalization == "identity":
+        center, scale = np.where(is_discrete, center, 0.0), np.where(is_discrete, scale, 1.0)
+    return center.astype(np.float32), scale.astype(np.float32)
+
+
+def _check_shape(name: str, shape: tuple[int, ...], trailing: tuple[int, ...]) -> None:
+    if trailing and shape[-len(trailing) :] != trailing:
+        raise ValueError(f"{name} has shape {shape}, it must end in {trailing}")

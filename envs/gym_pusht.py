@@ -1,0 +1,56 @@
+"""The published Push-T benchmark, from the package gym-pusht (`pip install cadence[pusht]`).
+
+A disc pushes a T-shaped block onto a target in a 512 x 512 pixel world at 10 Hz. The reward is the
+covered fraction of the target, clipped at 0.95 and divided by 0.95; an episode has 300 steps. The
+contract is that of the published human demonstrations: replaying their actions from their first
+state gives their positions.
+
+Source: Chi et al., "Diffusion Policy", RSS 2023, section V-C.
+"""
+
+import os
+
+import gymnasium
+import numpy as np
+
+from envs.adapter import Adapter
+
+CONTROL_DT = 0.1  # [s]
+TASK = "push the T-shaped block onto its target"
+FIELDS = {
+    "state": {"unit": ["px", "px", "px", "px", "rad"], "angles": [4]},
+    "action": {"unit": "px"},
+}
+
+
+def make(render_mode: str | None = None) -> gymnasium.Env:
+    """The published Push-T benchmark, observed as its state.
+
+    Observation `state` (5,): agent x y, block x y [px], block angle in 0..2 pi [rad]. Action (2,):
+    absolute target of the agent, x y [px]. A start is a pure function of `reset(seed=...)`.
+
+    Args:
+        render_mode: "rgb_array" (needs no display) or None.
+
+    Raises:
+        ImportError: gym-pusht is not installed.
+    """
+    # pygame greets on stdout unless told otherwise, and needs no display for images.
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    try:
+        import gym_pusht  # noqa: F401  (registers the environment)
+    except ImportError as error:
+        raise ImportError(
+            "env=gym_pusht needs the package gym-pusht: pip install 'cadence[pusht]', "
+            "or pip install -e '.[pusht]' in a clone"
+        ) from error
+    env = gymnasium.make("gym_pusht/PushT-v0", render_mode=render_mode, disable_env_checker=True)
+    # The package promises 0..512, but a hard push takes agent and block a few pixels outside.
+    unbounded = gymnasium.spaces.Box(-np.inf, np.inf, (5,), np.float64)
+    env = gymnasium.wrappers.TransformObservation(env, _unchanged, unbounded)
+    return Adapter(env, control_dt=CONTROL_DT, task=TASK, fields=FIELDS, success_reward=1.0)
+
+
+def _unchanged(observation: np.ndarray) -> np.ndarray:
+    return observation

@@ -1,0 +1,1 @@
+"""Robots: simulated ones, and one file per real one."""

@@ -1,0 +1,337 @@
+"""Checkpoints: safetensors and readable JSON, written whole or not at all.
+
+    <run>/checkpoints/step_00012000/checkpoint.json     what it is: contract, config, versions, ...
+                                    policy.safetensors  averaged (EMA) weights and statistics
+                                    trainer.safetensors what training needs to go on ...
+                                    trainer.json        ... and its part that is not tensors
+    <run>/checkpoints/last          link to the newest
+
+A checkpoint is written beside its place, flushed to the disk and renamed, so that a folder with its
+name is complete whatever interrupts the program. Sizes and SHA-256 of its files are checked before
+anything is used. What can be wrong, with the codes of `examine_checkpoint`:
+
+C001 error    there is no checkpoint             C005 error    it is of a newer program
+C002 error    checkpoint.json cannot be used     C006 error    a weight is not finite
+C003 error    a file is missing                  C007 warning  training cannot go on from it
+C004 error    a file is truncated or altered     C008 warning  rest of an interrupted save
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
+from torch import Tensor, nn
+
+from data.doctor import Finding
+from data.normalize import Normalizer
+from data.types import Contract, Horizons
+from policy.durable import point, write_folder
+from policy.state_tree import State, flatten, unflatten
+
+FORMAT_VERSION = 1
+META = "checkpoint.json"
+POLICY = "policy.safetensors"
+TRAINER, TRAINER_META = "trainer.safetensors", "trainer.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written or used.
+
+    Args:
+        problem: what is wrong, with file and value.
+        code: see the top of this file.
+        fix: what to do.
+    """
+
+    def __init__(self, problem: str, *, code: str = "C002", fix: str = ""):
+        super().__init__(f"{problem}: {fix}" if fix else problem)
+        self.problem, self.code, self.fix = problem, code, fix
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint whose policy part is in memory.
+
+    Args:
+        path: its folder.
+        step: optimiser steps taken.
+        seconds: of training so far.
+        weights: which weights `policy_state` holds, "ema".
+        policy_state: state dict of the policy.
+        contract: of the policy, with horizons and digest of the statistics.
+        config: resolved configuration of the run.
+        versions: of the programs that wrote it.
+        store_digest: of the demonstrations.
+        files: file name -> size [bytes] and sha256.
+    """
+
+    path: Path
+    step: int
+    seconds: float
+    weights: str
+    policy_state: dict[str, Tensor]
+    contract: Contract
+    config: dict
+    versions: dict[str, str]
+    store_digest: str
+    files: dict[str, dict]
+
+    @property
+    def horizons(self) -> Horizons:
+        """Steps seen, predicted and executed."""
+        assert self.contract.horizons is not None
+        return self.contract.horizons
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return self.path.parent.parent
+
+
+def save(
+    run_dir: Path,
+    *,
+    step: int,
+    policy: nn.Module,
+    contract: Contract,
+    horizons: Horizons,
+    config: Mapping,
+    trainer: State,
+    seconds: float,
+    store_digest: str,
+    versions: Mapping[str, str],
+    keep: int,
+) -> Path:
+    """Write a checkpoint and remove older ones.
+
+    Args:
+        run_dir: folder of the run.
+        step: optimiser steps taken.
+        policy: with the averaged weights and, as `normalizer`, the statistics.
+        contract: of the policy.
+        horizons: of the policy.
+        config: resolved configuration, JSON values only.
+        trainer: nested state to go on from: tensors, scalars, lists, tuples and dicts.
+        seconds: of training so far.
+        store_digest: of the demonstrations.
+        versions: of the programs.
+        keep: newest checkpoints that stay, this one included.
+
+    Returns:
+        Folder of the checkpoint.
+
+    Raises:
+        CheckpointError: it could not be written; the earlier ones are as they were.
+        ValueError: `keep` is less than 1.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}, at least 1 checkpoint must stay")
+    normalizer = policy.get_submodule("normalizer")
+    assert isinstance(normalizer, Normalizer)
+    trainer_tensors, trainer_rest = flatten(trainer)
+    contents = {
+        POLICY: _to_bytes(policy.state_dict()),
+        TRAINER: _to_bytes(trainer_tensors),
+        TRAINER_META: json.dumps(trainer_rest).encode(),
+    }
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "seconds": seconds,
+        "weights": "ema",
+        "contract": replace(contract, horizons=horizons, statistics=normalizer.digest()).to_json(),
+        "store_digest": store_digest,
+        "versions": dict(versions),
+        "files": {name: _fingerprint(content) for name, content in contents.items()},
+        "config": config,
+    }
+    contents[META] = (json.dumps(meta, indent=2) + "\n").encode()
+    folder = run_dir / "checkpoints"
+    place = folder / f"step_{step:08d}"
+    try:
+        write_folder(place, contents)
+        point(folder / "last", place.name)
+    except OSError as error:
+        raise _write_failure(place, error, sum(map(len, contents.values()))) from error
+    _prune(folder, place, keep=keep)
+    return place
+
+
+def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return bytes_of({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+
+
+def _fingerprint(content: bytes) -> dict[str, int | str]:
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _write_failure(place: Path, error: OSError, size: int) -> CheckpointError:
+    fix = f"see whether {place.parent} can be written"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = f"make room for {size / 1e6:.0f} MB, and resume from the earlier checkpoint"
+    return CheckpointError(
+        f"the checkpoint {place} could not be written ({error.strerror or error}); "
+        f"earlier ones are untouched",
+        code="C003",
+        fix=fix,
+    )
+
+
+def _prune(folder: Path, newest: Path, *, keep: int) -> None:
+    others = sorted((p for p in folder.glob("step_*") if p != newest), reverse=True)
+    for old in (*others[keep - 1 :], *folder.glob(".step_*")):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def resolve(path: Path | str) -> Path:
+    """Folder of the checkpoint that a path means.
+
+    Args:
+        path: of a run, of its `checkpoints` (both mean the newest), or of one checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        path = path.parent
+    path = path.resolve()
+    if (path / META).exists() or (path.name.startswith("step_") and path.is_dir()):
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    last = folder / "last"
+    if last.is_dir():
+        return last.resolve()
+    steps = sorted(folder.glob("step_*"))
+    if not steps:
+        raise CheckpointError(
+            f"there is no checkpoint in {path}",
+            code="C001",
+            fix="give the folder of a training run, such as outputs/train/latest",
+        )
+    return steps[-1]
+
+
+def load(path: Path | str) -> LoadedCheckpoint:
+    """A checkpoint, checked, with its policy part in memory.
+
+    Args:
+        path: of a run, of its `checkpoints`, or of one checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or of a newer program.
+    """
+    folder = resolve(path)
+    meta = _read_meta(folder)
+    try:
+        loaded = LoadedCheckpoint(
+            path=folder,
+            step=int(meta["step"]),
+            seconds=float(meta["seconds"]),
+            weights=str(meta["weights"]),
+            policy_state={},
+            contract=Contract.from_json(meta["contract"]),
+            config=dict(meta["config"]),
+            versions=dict(meta["versions"]),
+            store_digest=str(meta["store_digest"]),
+            files={name: dict(meta["files"][name]) for name in (POLICY, TRAINER, TRAINER_META)},
+        )
+    except KeyError as error:
+        raise _broken_meta(folder, f"lacks the entry {error}") from error
+    except (TypeError, ValueError) as error:
+        raise _broken_meta(folder, f"has a wrong entry ({error})") from error
+    if loaded.contract.horizons is None:
+        raise _broken_meta(folder, "lacks the horizons of its contract")
+    return replace(loaded, policy_state=_read_tensors(loaded, POLICY))
+
+
+def load_trainer(loaded: LoadedCheckpoint) -> State:
+    """The nested state that training goes on from.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    tensors = _read_tensors(loaded, TRAINER)
+    rest = json.loads(_read_file(loaded, TRAINER_META))
+    return unflatten(tensors, rest)
+
+
+def _broken_meta(folder: Path, problem: str) -> CheckpointError:
+    return CheckpointError(f"{folder / META} {problem}", code="C002", fix=_another(folder))
+
+
+def _another(folder: Path) -> str:
+    """What to do when a checkpoint is damaged: name the others of its run."""
+    others = sorted(p.name for p in folder.parent.glob("step_*") if p != folder)
+    if others:
+        return f"use {folder.parent / others[-1]}, or restore the file from a copy"
+    return "restore the file from a copy, or train again"
+
+
+def _read_meta(folder: Path) -> dict:
+    file = folder / META
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing", code="C003", fix=_another(folder))
+    try:
+        meta = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise _broken_meta(folder, f"is not JSON ({error})") from error
+    version = meta.get("format_version") if isinstance(meta, dict) else None
+    if not isinstance(version, int):
+        raise _broken_meta(folder, "lacks a format_version")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format version {version}, this program reads up to {FORMAT_VERSION}",
+            code="C005",
+            fix="upgrade cadence",
+        )
+    return meta
+
+
+def _read_file(loaded: LoadedCheckpoint, name: str) -> bytes:
+    """Content of a file that is as it was written."""
+    file, expected = loaded.path / name, loaded.files[name]
+    if not file.exists():
+        raise CheckpointError(f"{file} is missing", code="C003", fix=_another(loaded.path))
+    content = file.read_bytes()
+    for entry, found in _fingerprint(content).items():
+        if found != expected.get(entry):
+            raise CheckpointError(
+                f"{file} is damaged: its {entry} is {found}, written was {expected.get(entry)}",
+                code="C004",
+                fix=_another(loaded.path),
+            )
+    return content
+
+
+def _read_tensors(loaded: LoadedCheckpoint, name: str) -> dict[str, Tensor]:
+    return tensors_of(_read_file(loaded, name))
+
+
+def examine_checkpoint(path: Path | str) -> list[Finding]:
+    """Everything that is wrong with a checkpoint; an empty list is a healthy one."""
+    try:
+        loaded = load(path)
+    except CheckpointError as error:
+        return [Finding(error.code, "error", error.problem, error.fix)]
+    findings = []
+    for name, tensor in loaded.policy_state.items():
+        if not torch.isfinite(tensor).all():
+            fix = "train again with a smaller optimizer.lr"
+            findings.append(Finding("C006", "error", f"weight {name} is not finite", fix))
+    try:
+        load_trainer(loaded)
+    except CheckpointError as error:
+        problem = f"training cannot go on from it, evaluation can: {error.problem}"
+        findings.append(Finding("C007", "warning", problem, error.fix))
+    for partial in loaded.path.parent.glob(".step_*"):
+        problem = f"{partial} is the rest of an interrupted save"
+        findings.append(Finding("C008", "warning", problem, "remove it; the next save would too"))
+    return findings

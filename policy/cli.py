@@ -1,0 +1,48 @@
+"""The command `cadence <verb> [key=value ...]`: finds the verb, hands it the rest of the line."""
+
+import importlib
+import sys
+
+VERBS = {
+    "demo": "the whole job on one command: collect, train, evaluate, run, and a report to look at",
+    "collect": "record demonstrations of a scripted expert into a store",
+    "train": "train a diffusion policy on a store of demonstrations",
+    "evaluate": "measure a checkpoint on unseen starts: score and success with intervals, videos",
+    "run": "control a (simulated) robot in wall-clock time and report periods and latencies",
+    "doctor": "say what is wrong with a store, a checkpoint or this machine, and how to mend it",
+    "bench": "measure how fast the parts run on this machine",
+}
+
+
+def usage() -> str:
+    """What `cadence --help` prints."""
+    lines = [
+        "usage: cadence <verb> [key=value ...]",
+        "",
+        "Diffusion policies for robots: from demonstrations to a controlled robot.",
+        "",
+        "verbs:",
+        *(f"  {verb:<10} {what}" for verb, what in VERBS.items()),
+        "",
+        "cadence <verb> --help   lists the settings of a verb and the choices for each part",
+        "experiment=NAME         selects a named run of configs/experiment",
+        "out=DIR                 where to write (default: a fresh folder under outputs/<verb>)",
+        "seed=N device=cpu|cuda  everywhere",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
+        print(usage())
+        return
+    verb = sys.argv.pop(1)
+    if verb not in VERBS:
+        print(f"cadence: no verb {verb!r}; choose one of {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    importlib.import_module(f"policy.{verb}").main()
+
+
+if __name__ == "__main__":
+    main()

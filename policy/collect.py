@@ -1,0 +1,87 @@
+"""Record demonstrations of an environment's scripted experts into a store.
+
+    cadence collect env=pillar starts=100
+    cadence collect env=metaworld 'task=[reach-v3,push-v3]' starts=20
+
+Start i is seed `seed + i`. Each expert of the environment records each start, so a task with two
+ways gives two demonstrations of every start. Episodes that fail are counted and left out
+(`keep=all` keeps them). An episode is in the store once it is whole: after Ctrl-C or a crash,
+the same command with `out=` the same folder goes on where it stopped.
+"""
+
+from pathlib import Path
+
+import gymnasium as gym
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig
+from tqdm import tqdm
+
+from data.record import RecordReport, contract_of, record
+from data.store import EpisodeStore
+from policy.entry import entry, out_dir
+
+
+def record_task(cfg: DictConfig, path: Path, task: str | None) -> RecordReport:
+    """Record all starts of one task into the store at `path`."""
+    env = instantiate(cfg.env, task=task)() if task is not None else instantiate(cfg.env)()
+    try:
+        experts = _experts(env, cfg)
+        store = _open(path, env)
+        seeds = range(cfg.seed, cfg.seed + cfg.starts)
+        with tqdm(total=len(seeds) * len(experts), unit="episode", desc=task) as bar:
+            return record(
+                env,
+                experts,
+                store,
+                seeds=seeds,
+                keep=cfg.keep,
+                progress=lambda _: bar.update(),
+            )
+    finally:
+        env.close()
+
+
+def _experts(env: gym.Env, cfg: DictConfig) -> dict:
+    experts = getattr(env.unwrapped, "experts", None) or getattr(env, "experts", None)
+    if experts is None:
+        raise ValueError(
+            f"the environment {cfg.env._target_} has no scripted expert: record it by other means, "
+            f"or give its class a method experts()"
+        )
+    return experts()
+
+
+def _open(path: Path, env: gym.Env) -> EpisodeStore:
+    contract = contract_of(env)
+    if not path.exists():
+        return EpisodeStore.create(path, contract)
+    store = EpisodeStore.open(path, mode="a")
+    contract.check(store.contract, this="the environment", that=f"the store {path}")
+    print(f"going on after {store.n_episodes} episodes")
+    return store
+
+
+def run(cfg: DictConfig) -> Path:
+    """Collect as configured; returns the path of the store."""
+    if cfg.starts < 1:
+        raise ValueError(f"starts is {cfg.starts}, it must be at least 1")
+    out = out_dir(cfg, "collect")
+    path = out / "store.zarr"
+    tasks = list(cfg.task) if isinstance(cfg.task, ListConfig) else [cfg.task]
+    try:
+        for task in tasks:
+            print(record_task(cfg, path, task))
+    finally:
+        if path.exists():
+            store = EpisodeStore.open(path)
+            print(f"store: {path} ({store.n_episodes} episodes, {store.n_steps} steps)")
+    return path
+
+
+def main() -> None:
+    """Entry point."""
+    entry("collect", run)
+
+
+if __name__ == "__main__":
+    main()

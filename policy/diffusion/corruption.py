@@ -1,0 +1,94 @@
+"""How training noises a chunk: a mixture of patterns of noise levels, drawn per sample.
+
+One checkpoint then serves every sampler: one level for all actions (sequential sampling), levels
+that rise along the chunk (streaming, warm starts), and clean first actions that condition the rest
+(a committed plan, inpainting).
+
+Shape legend: `B` batch, `Tp` actions of a chunk.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Quantile function of the density of levels: u [...] in 0..1 -> sigma [...], increasing.
+Density = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """Levels whose logarithm is uniform.
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max.
+    """
+
+    sigma_min: float
+    sigma_max: float
+
+    def __post_init__(self):
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}: "
+                f"need 0 < sigma_min < sigma_max"
+            )
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Sigma at quantiles u."""
+        return torch.lerp(
+            u.new_tensor(math.log(self.sigma_min)), u.new_tensor(math.log(self.sigma_max)), u
+        ).exp()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Noise levels [B, Tp] of a batch of chunks.
+
+    Args:
+        density: of the levels.
+        constant: share of samples with one level for all actions.
+        ladder: share of samples whose level rises along the chunk, linearly in the quantile of
+            `density`. The middle of the chunk has that density, and the rise is random too.
+        prefix: share of samples with clean first actions and one level for the others.
+        max_rise: largest rise of a ladder over the chunk; 1 is the whole range of levels, and what
+            exceeds the range is held at its ends.
+        max_prefix: most clean actions, Tp - 1 if the chunk is too short for that.
+
+    Raises:
+        ValueError: the shares are not a distribution, or a limit is out of range.
+    """
+
+    density: Density
+    constant: float
+    ladder: float
+    prefix: float
+    max_rise: float
+    max_prefix: int
+
+    def __post_init__(self):
+        shares = (self.constant, self.ladder, self.prefix)
+        if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            raise ValueError(
+                f"constant, ladder and prefix are {shares}: give shares >= 0 that add up to 1"
+            )
+        if self.max_rise <= 0:
+            raise ValueError(f"max_rise is {self.max_rise}, it must be positive")
+        if self.max_prefix < 1:
+            raise ValueError(f"max_prefix is {self.max_prefix}, it must be at least 1")
+
+    def __call__(self, batch: int, pred_horizon: int, generator: torch.Generator) -> Tensor:
+        """Levels sigma [batch, pred_horizon] >= 0 on the generator's device."""
+        device = generator.device
+        draws = torch.rand(4, batch, 1, generator=generator, device=device)
+        pattern, level, rise, length = draws
+        position = torch.linspace(-0.5, 0.5, pred_horizon, device=device)
+        index = torch.arange(pred_horizon, device=device)
+        is_ladder = (self.constant <= pattern) & (pattern < self.constant + self.ladder)
+        is_prefix = pattern >= self.constant + self.ladder
+        u = level + torch.where(is_ladder, self.max_rise * rise * position, 0.0)
+        n_clean = 1 + (length * min(self.max_prefix, pred_horizon - 1)).long()
+        is_clean = is_prefix & (index < n_clean)
+        return torch.where(is_clean, 0.0, self.density(u.clamp(0, 1)))

@@ -1,0 +1,70 @@
+"""The training loss: weighted squared error of the predicted clean chunk.
+
+Source: Karras et al. 2022, EDM, arXiv:2206.00364, equations 2 and 8.
+
+Differences from the paper: one noise level per action, drawn by a mixture of patterns; clean
+actions are not counted; the weight is capped, since the smallest levels carry little that a robot
+could show and would drown the others.
+
+Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` condition size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policy.diffusion.precond import Preconditioning, loss_weight
+
+# (batch, pred_horizon, generator) -> sigma [B, Tp]
+Corruption = Callable[[int, int, torch.Generator], Tensor]
+# (x [B, Tp, Da], sigma [B, Tp], cond [B, C]) -> x0_hat [B, Tp, Da]
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class DenoisingLoss:
+    """Mean over the counted actions of `min(1 / c_out^2, max_weight) |x0_hat - x0|^2 / Da`.
+
+    Args:
+        corruption: draws the noise levels.
+        max_weight: cap of the weight.
+        count_padding: whether actions that repeat the last one after an episode's end are counted:
+            they teach to hold still there.
+    """
+
+    corruption: Corruption
+    max_weight: float
+    count_padding: bool
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x0: Tensor,
+        cond: Tensor,
+        *,
+        is_pad: Tensor,
+        preconditioning: Preconditioning,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            denoise: the denoiser in training.
+            x0: [B, Tp, Da] clean chunks in the network's scale.
+            cond: [B, C] encoded observations.
+            is_pad: [B, Tp] bool, actions after the end of an episode.
+            preconditioning: of the denoiser; gives the weight.
+            generator: of levels and noise, on x0's device.
+        """
+        batch, pred_horizon, _ = x0.shape
+        sigma = self.corruption(batch, pred_horizon, generator)
+        eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        x0_hat = denoise(x0 + sigma[..., None] * eps, sigma, cond)
+        error = (x0_hat - x0).square().mean(dim=-1)
+        is_counted = sigma > 0
+        if not self.count_padding:
+            is_counted = is_counted & ~is_pad
+        weight = loss_weight(preconditioning, sigma).clamp(max=self.max_weight)
+        return (weight * error * is_counted).sum() / is_counted.sum().clamp(min=1)

@@ -1,0 +1,92 @@
+"""Grids of noise levels: 1-D tensors of decreasing sigmas that end in 0, and the cosine schedule.
+
+A grid of `n_steps` noisy levels costs `n_steps` denoiser calls.
+
+Sources: Karras et al. 2022, EDM, arXiv:2206.00364, equation 5 (`karras`); Nichol and Dhariwal
+2021, arXiv:2102.09672, equation 17 (`cosine_vp_*`), whose variance-preserving chunk
+`sqrt(abar_k) x0 + sqrt(1 - abar_k) eps` is `x0 + sigma eps` divided by `sqrt(1 + sigma^2)`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+COSINE_OFFSET = 0.008
+COSINE_MAX_BETA = 0.999
+
+
+def _with_zero(sigmas: Tensor) -> Tensor:
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def _check_range(n_steps: int, sigma_min: float, sigma_max: float) -> None:
+    if n_steps < 1:
+        raise ValueError(f"n_steps is {n_steps}, a grid needs at least 1")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            f"sigma_min is {sigma_min} and sigma_max {sigma_max}: need 0 < sigma_min < sigma_max"
+        )
+
+
+def karras(n_steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """Grid [n_steps + 1] with steps that grow with sigma to the power 1 - 1 / rho (EDM, eq. 5).
+
+    Raises:
+        ValueError: `n_steps` < 1, or the range is not positive and increasing.
+    """
+    _check_range(n_steps, sigma_min, sigma_max)
+    ramp = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n_steps)
+    return _with_zero(ramp**rho)
+
+
+def log_uniform(n_steps: int, *, sigma_min: float, sigma_max: float) -> Tensor:
+    """Grid [n_steps + 1] whose noisy levels have a constant ratio.
+
+    Raises:
+        ValueError: `n_steps` < 1, or the range is not positive and increasing.
+    """
+    _check_range(n_steps, sigma_min, sigma_max)
+    return _with_zero(torch.linspace(math.log(sigma_max), math.log(sigma_min), n_steps).exp())
+
+
+def cosine_vp_sigmas(n_indices: int = 100) -> Tensor:
+    """Increasing sigma [n_indices] of each training index k of the cosine schedule, float64."""
+    u = torch.arange(n_indices + 1, dtype=torch.float64) / n_indices
+    f = torch.cos((u + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
+    betas = (1 - f[1:] / f[:-1]).clamp(max=COSINE_MAX_BETA)
+    alphas_bar = torch.cumprod(1 - betas, dim=0)
+    return ((1 - alphas_bar) / alphas_bar).sqrt()
+
+
+def cosine_vp(n_steps: int, *, n_indices: int = 100, first_index: int = 96) -> Tensor:
+    """Grid [n_steps + 1] over training indices of the cosine schedule, evenly spaced.
+
+    Args:
+        n_steps: noisy levels, from `first_index` down to index 0.
+        n_indices: training indices of the schedule.
+        first_index: where to start. The last index has sigma 2029, where an eps-network's error
+            is multiplied by as much; 96 has sigma 21.
+
+    Raises:
+        ValueError: there are fewer indices than steps, or no such index.
+    """
+    if not 1 <= n_steps <= first_index + 1 <= n_indices:
+        raise ValueError(
+            f"n_steps is {n_steps} and first_index {first_index}: "
+            f"need 1 <= n_steps <= first_index + 1 <= {n_indices}"
+        )
+    indices = torch.linspace(first_index, 0, n_steps).round().long()
+    return _with_zero(cosine_vp_sigmas(n_indices)[indices].float())
+
+
+def cosine_vp_index(sigma: Tensor, *, n_indices: int = 100) -> Tensor:
+    """Training index of the cosine schedule at a level, between indices a fraction; -1 is clean.
+
+    Inverts `abar(k) = f((k + 1) / n) / f(0)`. Exact but for the very last index, where the table
+    caps beta.
+    """
+    f0 = math.cos(COSINE_OFFSET / (1 + COSINE_OFFSET) * math.pi / 2)
+    angle = torch.acos(f0 * torch.rsqrt(1 + sigma**2))
+    u = angle * 2 / math.pi * (1 + COSINE_OFFSET) - COSINE_OFFSET
+    return u * n_indices - 1

@@ -1,0 +1,162 @@
+"""What every verb shares: composing its Hydra configuration, help, output folder, clear errors.
+
+Hydra is used through its compose API, so a verb runs from any folder, writes only where it says,
+and an error is one line that names the mend (`--traceback` shows the rest).
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+FLAGS = ("-h", "--help", "--traceback")
+
+
+def compose_config(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of `verb` with `overrides` of the form "key=value" applied.
+
+    Raises:
+        HydraException: an override is mistyped or names something that does not exist.
+    """
+    with initialize_config_dir(str(CONFIGS), version_base="1.3", job_name=f"cadence_{verb}"):
+        return compose(verb, overrides=list(overrides))
+
+
+def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | None = None) -> None:
+    """Run a verb on the command line's overrides.
+
+    Args:
+        verb: name of the verb and of its configuration.
+        run: the work, given the composed configuration; an int is taken as exit status.
+        positional: setting that a bare argument (one without "=") is meant for.
+    """
+    arguments = sys.argv[1:]
+    overrides = [a for a in arguments if a not in FLAGS]
+    if positional:
+        overrides = [a if "=" in a else f"{positional}={a}" for a in overrides]
+    if "-h" in arguments or "--help" in arguments:
+        print(help_text(verb, run))
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = run(_resolved(verb, overrides))
+    except KeyboardInterrupt:
+        print(f"\ncadence {verb}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+        KeyError,
+        OSError,
+        ImportError,
+    ) as e:
+        if "--traceback" in arguments:
+            raise
+        print(f"cadence {verb}: error: {_message(e)}", file=sys.stderr)
+        sys.exit(2 if isinstance(e, HydraException | OmegaConfBaseException) else 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    """Let SIGTERM end a run as Ctrl-C does, with a usable checkpoint."""
+    raise KeyboardInterrupt
+
+
+def _resolved(verb: str, overrides: Sequence[str]) -> DictConfig:
+    cfg = compose_config(verb, overrides)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"please give {', '.join(f'{key}=...' for key in missing)}")
+    return cfg
+
+
+def _message(error: Exception) -> str:
+    """The innermost message: Hydra wraps what a constructor raised."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return _message(error.__cause__)  # pyright: ignore[reportArgumentType]
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    return str(error) or type(error).__name__
+
+
+def help_text(verb: str, run: Callable[[DictConfig], object]) -> str:
+    """What `cadence <verb> --help` prints: the verb's docstring, its groups and its settings."""
+    module = sys.modules[run.__module__]
+    groups = _groups_of(verb)
+    choices = [f"  {group}={'|'.join(options)}" for group, options in groups.items()]
+    settings = OmegaConf.to_yaml(compose_config(verb))
+    return "\n".join(
+        [
+            (module.__doc__ or "").strip(),
+            "",
+            *(["Choices:", *choices, ""] if choices else []),
+            "Settings and their defaults (??? must be given; change one with key=value):",
+            "",
+            *(f"  {line}" for line in settings.rstrip().splitlines()),
+        ]
+    )
+
+
+def _groups_of(verb: str) -> dict[str, list[str]]:
+    """Config groups that a verb's defaults list names, and the choices of each."""
+    defaults = OmegaConf.load(CONFIGS / f"{verb}.yaml").get("defaults", [])
+    names = [str(key) for item in defaults if isinstance(item, DictConfig) for key in item]
+    names = [name.removeprefix("optional ") for name in names]
+    return {name: sorted(p.stem for p in (CONFIGS / name).glob("*.yaml")) for name in names}
+
+
+def out_dir(cfg: DictConfig, verb: str) -> Path:
+    """The folder that a verb writes to, made and printed.
+
+    `out=DIR` where given, else a fresh `outputs/<verb>/<date>_<time>`, and `latest` points to it.
+    """
+    if cfg.out is not None:
+        out = Path(cfg.out)
+        out.mkdir(parents=True, exist_ok=True)
+    else:
+        out = _fresh(Path("outputs") / verb)
+    print(f"out: {out}")
+    return out
+
+
+def _fresh(parent: Path) -> Path:
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1000):
+        out = parent / (stamp if attempt == 0 else f"{stamp}_{attempt}")
+        try:
+            out.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        pointer = parent / f".latest_{os.getpid()}"
+        pointer.unlink(missing_ok=True)
+        pointer.symlink_to(out.name)
+        os.replace(pointer, parent / "latest")
+        return out
+    raise OSError(f"no free folder name {parent / stamp}")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for `device=auto|cpu|cuda|cuda:N`.
+
+    Raises:
+        ValueError: the device does not exist on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"device={name} cannot be used here ({e}); use device=cpu") from e
+    return device

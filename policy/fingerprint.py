@@ -1,0 +1,27 @@
+"""What a result depends on besides the code's own settings: versions and machine."""
+
+import os
+import platform
+from importlib import metadata
+
+import torch
+
+PACKAGES = ("cadence", "torch", "mujoco", "gymnasium", "zarr", "numpy", "gym-pusht", "metaworld")
+
+
+def fingerprint() -> dict[str, str]:
+    """Versions of Python and of the packages that are installed, and the machine's kind."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": str(os.cpu_count()),
+        "torch_threads": str(torch.get_num_threads()),
+        "torch_cpu": torch.backends.cpu.get_cpu_capability(),
+    }

@@ -1,0 +1,90 @@
+"""DiffusionPolicy: encoder, network, parameterisation and normaliser as one denoiser.
+
+It neither samples nor trains; samplers and the loss take it as `policy.types.Denoiser`.
+
+Shape legend: `B` batch, `To Tp` observed and predicted steps, `Da` action size, `C` condition size.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from data.normalize import Normalizer
+from data.types import Contract, Horizons
+from policy.diffusion.precond import Preconditioning
+
+
+class DiffusionPolicy(nn.Module):
+    """Predicts the clean chunk of actions from a noisy one and an observation."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        net: nn.Module,
+        preconditioning: Preconditioning,
+        normalizer: Normalizer,
+        contract: Contract,
+        horizons: Horizons,
+    ):
+        """A policy.
+
+        Args:
+            encoder: field name -> [B, To, F] normalised features, to cond [B, C].
+            net: x [B, Tp, Da], c_noise [B, Tp], cond [B, C] -> raw output [B, Tp, Da].
+            preconditioning: what the raw output means.
+            normalizer: between physical units and the network's scale.
+            contract: meaning of observations and actions.
+            horizons: steps seen, predicted and executed.
+        """
+        super().__init__()
+        self.encoder, self.net, self.normalizer = encoder, net, normalizer
+        self.preconditioning = preconditioning
+        self.contract, self.horizons = contract, horizons
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        """x0_hat [B, Tp, Da]; clean actions come back untouched.
+
+        Args:
+            x: [B, Tp, Da] noisy chunk in the network's scale.
+            sigma: [B, Tp] >= 0.
+            cond: [B, C] of `encode`.
+        """
+        c = self.preconditioning(sigma)
+        raw = self.net(c.c_in[..., None] * x, c.c_noise, cond)
+        return c.c_skip[..., None] * x + c.c_out[..., None] * raw
+
+    def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Condition [B, C] of an observation; once per chunk.
+
+        Args:
+            observation: field name -> [B, To, ...] in physical units; further fields are ignored.
+
+        Raises:
+            KeyError: a field is missing.
+            ValueError: a field has another shape than [B, To, ...].
+        """
+        features = {}
+        for name, field in self.contract.observation.items():
+            if name not in observation:
+                raise KeyError(
+                    f"the observation lacks {name!r}: the policy needs "
+                    f"{sorted(self.contract.observation)}, given are {sorted(observation)}"
+                )
+            values = observation[name]
+            wanted = (self.horizons.obs, *field.shape)
+            if tuple(values.shape[1:]) != wanted:
+                raise ValueError(
+                    f"observation {name!r} has shape {tuple(values.shape)}, the policy needs "
+                    f"[batch, {', '.join(map(str, wanted))}]: {self.horizons.obs} steps (obs "
+                    f"horizon), the newest last"
+                )
+            features[name] = self.normalizer.normalize(name, values)
+        return self.encoder(features)
+
+    def chunk(self, actions: Tensor) -> Tensor:
+        """Chunks [B, Tp, Da] in the network's scale from actions [B, Tp, ...] in physical units."""
+        return self.normalizer.normalize("action", actions)
+
+    def actions(self, x: Tensor) -> Tensor:
+        """Actions [B, Tp, ...] in physical units from chunks [B, Tp, Da] in the network's scale."""
+        return self.normalizer.unnormalize("action", x)

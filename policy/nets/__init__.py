@@ -1,0 +1,1 @@
+"""Networks: torch only, tensors in and tensors out."""

@@ -1,0 +1,268 @@
+"""Train a diffusion policy on a store of demonstrations.
+
+    cadence train store.path=outputs/collect/latest/store.zarr minutes=5
+    cadence train experiment=push_t_human store.path=PATH/pusht_cchi_v7_replay.zarr
+    cadence train resume=outputs/train/latest
+
+Ends after `steps` or `minutes`, whichever comes first. Writes metrics.jsonl (a function of the
+configuration alone), timing.jsonl (what depends on the machine) and checkpoints. Ctrl-C leaves a
+usable checkpoint, and `resume=` goes on from it: on the CPU a resumed run equals an uninterrupted
+one bit for bit, if it is limited by steps. Evaluated and validated are always the averaged weights.
+"""
+
+import copy
+import math
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from data.dataset import WindowDataset, split_episodes
+from data.normalize import Normalizer
+from data.store import EpisodeStore
+from data.types import Horizons
+from policy.budget import Budget, learning_rate_scale
+from policy.build import assemble
+from policy.checkpoint import load, load_trainer, save
+from policy.entry import entry, out_dir, pick_device
+from policy.fingerprint import fingerprint
+from policy.metrics import MetricsWriter
+from policy.trainer import Trainer, WindowOrder
+
+PRECISIONS = ("auto", "fp32", "bf16")
+TRIAL_STEPS = 6  # per precision; the first two warm up
+
+
+class Interruption:
+    """Turns the first Ctrl-C or SIGTERM into a wish to stop after the present step."""
+
+    def __init__(self):
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+@dataclass
+class Run:
+    """A training run: what it learns from, what learns, and where it writes."""
+
+    cfg: DictConfig
+    out: Path
+    store: EpisodeStore
+    dataset: WindowDataset
+    holdout: WindowDataset | None
+    trainer: Trainer
+    seconds: float = 0.0  # of training, over all resumed parts
+
+    def save(self) -> Path:
+        """Write a checkpoint and let older ones go."""
+        policy = self.trainer.policy
+        return save(
+            self.out,
+            step=self.trainer.step_count,
+            policy=self.trainer.ema.module,
+            contract=policy.contract,
+            horizons=policy.horizons,
+            config=OmegaConf.to_container(self.cfg, resolve=True),
+            trainer=self.trainer.state(),
+            seconds=self.seconds,
+            store_digest=self.store.digest(),
+            versions=fingerprint(),
+            keep=self.cfg.keep,
+        )
+
+
+def prepare(cfg: DictConfig, out: Path) -> Run:
+    """Open the store and build everything at step 0.
+
+    Raises:
+        StoreError: the store cannot be learned from.
+        ValueError: a setting is impossible.
+    """
+    device = pick_device(cfg.device)
+    horizons = Horizons(**cfg.horizons)
+    store = instantiate(cfg.store)
+    learn, hold = split_episodes(store.n_episodes, cfg.holdout, seed=cfg.seed)
+    dataset = WindowDataset(store, horizons, episodes=learn, device=device)
+    holdout = WindowDataset(store, horizons, episodes=hold, device=device) if len(hold) else None
+    print(f"store: {store.path}: {dataset.report}")
+    torch.manual_seed(cfg.seed)  # of the initial weights
+    normalizer = Normalizer.fit(store.contract, dataset.arrays())
+    policy = assemble(cfg, store.contract, horizons, normalizer).to(device)
+    n_parameters = sum(p.numel() for p in policy.parameters())
+    print(f"policy: {n_parameters / 1e6:.2f} M parameters")
+    optimizer = instantiate(cfg.optimizer)(policy.parameters(), fused=True)
+    trainer = Trainer(
+        policy,
+        optimizer,
+        ema=instantiate(cfg.ema)(policy),
+        loss=instantiate(cfg.loss),
+        seed=cfg.seed,
+        autocast=False,
+    )
+    cfg.precision, why = pick_precision(cfg.precision, trainer, dataset, cfg.batch_size)
+    trainer.autocast = cfg.precision == "bf16"
+    print(f"device: {device}, precision: {cfg.precision} ({why})")
+    return Run(cfg, out, store, dataset, holdout, trainer)
+
+
+def pick_precision(
+    wanted: str, trainer: Trainer, dataset: WindowDataset, batch_size: int
+) -> tuple[str, str]:
+    """The precision of the networks, and why.
+
+    Args:
+        wanted: "fp32", "bf16", or "auto": whichever takes less time for a few steps on a copy.
+        trainer: left as it is.
+        dataset: to try on.
+        batch_size: windows of a step.
+
+    Raises:
+        ValueError: no such precision.
+    """
+    if wanted not in PRECISIONS:
+        raise ValueError(f"precision is {wanted!r}, choose one of {', '.join(PRECISIONS)}")
+    if wanted != "auto":
+        return wanted, "as configured"
+    batch = dataset.batch(torch.arange(batch_size) % len(dataset))
+    fp32 = _seconds_per_step(trainer, batch, autocast=False)
+    bf16 = _seconds_per_step(trainer, batch, autocast=True)
+    why = f"a step takes {1e3 * fp32:.1f} ms in fp32, {1e3 * bf16:.1f} ms in bf16"
+    return ("bf16" if bf16 < fp32 else "fp32"), why
+
+
+def _seconds_per_step(trainer: Trainer, batch, *, autocast: bool) -> float:
+    trial = copy.deepcopy(trainer)
+    trial.autocast = autocast
+    times = []
+    for _ in range(TRIAL_STEPS):
+        start = time.perf_counter()
+        trial.step(batch, 0.0)
+        float(trial.loss_sum)  # waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times[2:])
+
+
+def fit(run: Run) -> bool:
+    """Train until the budget is spent or Ctrl-C; returns whether it was spent."""
+    cfg, trainer = run.cfg, run.trainer
+    budget = Budget(cfg.steps, cfg.minutes)
+    order = WindowOrder(len(run.dataset), cfg.batch_size, seed=cfg.seed)
+    metrics = MetricsWriter(run.out / "metrics.jsonl", tensorboard=cfg.tensorboard)
+    timing = MetricsWriter(run.out / "timing.jsonl")
+    for writer in (metrics, timing):
+        writer.truncate_after(trainer.step_count)
+    start = time.monotonic() - run.seconds
+    with Interruption() as interruption, tqdm(unit="step", initial=trainer.step_count) as bar:
+        while (progress := budget.progress(trainer.step_count, run.seconds)) < 1:
+            if interruption.requested:
+                return False
+            scale = learning_rate_scale(trainer.step_count, progress, warmup_steps=cfg.warmup_steps)
+            trainer.step(run.dataset.batch(order.indices(trainer.step_count)), scale)
+            run.seconds = time.monotonic() - start
+            step = trainer.step_count
+            bar.update()
+            if step % cfg.log_every == 0:
+                loss = log_loss(run, metrics, timing, lr=cfg.optimizer.lr * scale)
+                bar.total = round(step / max(progress, 1e-9))
+                bar.set_postfix(loss=f"{loss:.4f}", epoch=f"{step / order.steps_per_epoch:.1f}")
+            if step % cfg.validate_every == 0 and run.holdout is not None:
+                metrics.write(step, val_loss=validate(run))
+            if step % cfg.save_every == 0:
+                run.save()
+    if run.holdout is not None and trainer.step_count % cfg.validate_every:
+        metrics.write(trainer.step_count, val_loss=validate(run))
+    return True
+
+
+def log_loss(run: Run, metrics: MetricsWriter, timing: MetricsWriter, *, lr: float) -> float:
+    """Write the mean loss since the last line; returns it.
+
+    Raises:
+        ValueError: the loss is not finite.
+    """
+    step = run.trainer.step_count
+    loss = run.trainer.mean_loss(run.cfg.log_every)
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the loss is {loss} at step {step}: lower optimizer.lr, or look for outliers with "
+            f"cadence doctor {run.store.path}; checkpoints so far are in {run.out}"
+        )
+    metrics.write(step, loss=loss, lr=lr)
+    timing.write(step, seconds=round(run.seconds, 3), steps_per_second=step / run.seconds)
+    return loss
+
+
+def validate(run: Run) -> float:
+    """Loss of the averaged weights on the held-out episodes."""
+    assert run.holdout is not None
+    return run.trainer.validate(run.holdout, batch_size=run.cfg.batch_size)
+
+
+def resume(path: Path) -> Run:
+    """The run that left a checkpoint, at that checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        ValueError: the demonstrations are not those it was trained on.
+    """
+    loaded = load(path)
+    cfg = OmegaConf.create(loaded.config)
+    assert isinstance(cfg, DictConfig)
+    run = prepare(cfg, loaded.run_dir)
+    if run.store.digest() != loaded.store_digest:
+        raise ValueError(
+            f"the store {run.store.path} is not the one of {path}: its content changed since; "
+            f"train anew, or bring the old store back"
+        )
+    run.trainer.load_state(load_trainer(loaded))
+    run.seconds = loaded.seconds
+    print(f"resuming {loaded.run_dir} at step {run.trainer.step_count}")
+    return run
+
+
+def run(cfg: DictConfig) -> Path:
+    """Train as configured; returns the run's folder."""
+    if cfg.resume is not None:
+        this = resume(Path(cfg.resume))
+    else:
+        cfg = cfg.copy()
+        cfg.store.path = str(Path(cfg.store.path).absolute())
+        out = out_dir(cfg, "train")
+        this = prepare(cfg, out)
+    complete = fit(this)
+    checkpoint = this.save()
+    print(f"{'done' if complete else 'interrupted'} at step {this.trainer.step_count}")
+    print(f"checkpoint (ema weights): {checkpoint}")
+    if not complete:
+        print(f"go on with: cadence train resume={this.out}")
+    return this.out
+
+
+def main() -> None:
+    """Entry point."""
+    entry("train", run)
+
+
+if __name__ == "__main__":
+    main()

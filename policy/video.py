@@ -1,0 +1,62 @@
+"""Videos of episodes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import imageio.v2 as imageio
+import numpy as np
+
+from envs.wrappers import ObservationHistory
+from policy.agent import Agent
+
+
+def film(
+    agent: Agent,
+    make_env: Callable[..., gym.Env],
+    *,
+    seed: int,
+    action_horizon: int,
+    path: Path,
+) -> None:
+    """Play the episode of one seed and write it as an mp4 file.
+
+    Args:
+        agent: whose chunks are executed.
+        make_env: makes the environment, given `render_mode`.
+        seed: of the start and of the policy's noise.
+        action_horizon: Ta, executed actions per chunk.
+        path: of the video.
+
+    Raises:
+        RenderingError: nothing renders on this machine.
+    """
+    env = ObservationHistory(make_env(render_mode="rgb_array"), agent.horizons.obs)
+    try:
+        frames = _frames(agent, env, seed, action_horizon)
+    finally:
+        env.close()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The codec's blocks are 16 pixels wide; macro_block_size=2 keeps the size of any even picture.
+    fps = round(1 / agent.contract.control_dt)
+    imageio.mimwrite(path, frames, fps=fps, macro_block_size=2, quality=8)  # pyright: ignore
+
+
+def _frames(agent: Agent, env: gym.Env, seed: int, action_horizon: int) -> list[np.ndarray]:
+    observation, _ = env.reset(seed=seed)
+    streams = agent.start([seed])
+    frames = [_render(env)]
+    while True:
+        batch = {name: value[None] for name, value in observation.items()}
+        for action in agent.chunk(streams, batch)[0, :action_horizon]:
+            observation, _, terminated, truncated, _ = env.step(action)
+            frames.append(_render(env))
+            if terminated or truncated:
+                return frames
+        agent.shift(streams, action_horizon)
+
+
+def _render(env: gym.Env) -> np.ndarray:
+    frame = env.render()
+    assert isinstance(frame, np.ndarray)
+    return frame

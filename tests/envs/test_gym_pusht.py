@@ -1,0 +1,117 @@
+"""The published Push-T benchmark: seeding, contract, and agreement with the published data."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import hydra.utils
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from data.types import Contract
+from envs import gym_pusht
+
+pytest.importorskip("gym_pusht", reason="needs the extra: pip install -e '.[pusht]'")
+
+ROOT = Path(__file__).resolve().parents[2]
+STORE = ROOT / "../shared/data/pusht_cchi_v7_replay.zarr"
+
+
+def rollout(env, seed, steps=40):
+    """Chase the block, so that there are contacts."""
+    observation, _ = env.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    states, rewards = [observation["state"]], []
+    for _ in range(steps):
+        target = np.clip(observation["state"][2:4] + rng.normal(0, 40, 2), 0, 512)
+        observation, reward, *_ = env.step(target.astype(np.float32))
+        states.append(observation["state"])
+        rewards.append(reward)
+    return np.array(states), np.array(rewards)
+
+
+def test_episode_depends_on_the_seed_alone():
+    used = gym_pusht.make()
+    fresh = [rollout(gym_pusht.make(), seed) for seed in (3, 4)]
+    assert not np.array_equal(fresh[0][0][0], fresh[1][0][0])
+    for seed in (4, 3, 4):
+        again = rollout(used, seed)
+        np.testing.assert_array_equal(again[0], fresh[seed - 3][0])
+        np.testing.assert_array_equal(again[1], fresh[seed - 3][1])
+
+
+def test_contract_agrees_with_that_of_the_published_store():
+    env = Contract.from_json(gym_pusht.make().metadata["contract"])
+    config = OmegaConf.load(ROOT / "configs/store/push_t_human.yaml")
+    store = hydra.utils.instantiate(config.contract)
+    env.check(store, this="env", that="store")
+    store.check(env, this="store", that="env")
+
+
+def test_covered_target_is_success():
+    env = gym_pusht.make()
+    env.reset(seed=0)
+    raw: Any = env.unwrapped
+    raw.block.angle, raw.block.position = np.pi / 4, (256.0, 256.0)  # The published target pose.
+    raw.agent.position = (30.0, 30.0)
+    _, reward, terminated, _, info = env.step(np.array([30.0, 30.0], np.float32))
+    assert reward == 1.0
+    assert terminated
+    assert info["is_success"] is True
+
+
+def test_parallel_copies_equal_single_ones():
+    vector = gymnasium.vector.SyncVectorEnv([gym_pusht.make] * 2)
+    observation, _ = vector.reset(seed=[5, 6])
+    for i, seed in enumerate((5, 6)):
+        np.testing.assert_array_equal(
+            observation["state"][i], gym_pusht.make().reset(seed=seed)[0]["state"]
+        )
+
+
+def test_pictures_need_no_display(monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    env = gym_pusht.make(render_mode="rgb_array")
+    env.reset(seed=0)
+    picture = env.render()
+    assert isinstance(picture, np.ndarray)
+    assert picture.shape == (680, 680, 3)
+    assert len(np.unique(picture)) > 2
+
+
+def test_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gym_pusht", None)
+    with pytest.raises(ImportError, match=r"pip install 'cadence\[pusht\]'"):
+        gym_pusht.make()
+
+
+def test_importing_the_adapter_does_not_import_the_package():
+    code = "import envs.gym_pusht, sys; sys.exit('pymunk' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.skipif(not STORE.exists(), reason=f"the published demonstrations are not at {STORE}")
+def test_recorded_actions_give_the_recorded_states():
+    """State t and action t lead to state t + 1, with the block angle in 0..2 pi."""
+    import zarr
+
+    store: Any = zarr.open_group(STORE, mode="r")
+    ends = np.asarray(store["meta/episode_ends"])
+    env = gym_pusht.make()
+    raw: Any = env.unwrapped
+    for episode in (1, 9, 17):
+        window = slice(ends[episode - 1], ends[episode - 1] + 40)
+        states, actions = store["data/state"][window], store["data/action"][window]
+        env.reset(seed=0)
+        raw.agent.position = tuple(map(float, states[0, :2]))
+        raw.block.angle = float(states[0, 4])
+        raw.block.position = tuple(map(float, states[0, 2:4]))
+        raw.space.reindex_shapes_for_body(raw.block)
+        replayed = [env.step(action)[0]["state"] for action in actions[:-1]]
+        # Contacts amplify the rounding of the recording; half a pixel is 0.1 % of the world.
+        np.testing.assert_allclose(np.array(replayed)[:, :4], states[1:, :4], atol=0.5)
+        turn = np.array(replayed)[:, 4] - states[1:, 4]
+        np.testing.assert_allclose(np.abs(np.exp(1j * turn) - 1), 0, atol=0.01)

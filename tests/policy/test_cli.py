@@ -1,0 +1,84 @@
+"""The command line: help, errors, output folders."""
+
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from policy import cli
+from policy.entry import entry, help_text, out_dir, pick_device
+
+
+def run_cli(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["cadence", *arguments])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_help_lists_the_verbs(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "--help") == 0
+    printed = capsys.readouterr().out
+    assert all(verb in printed for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_explains_itself(monkeypatch, capsys, verb):
+    assert run_cli(monkeypatch, verb, "--help") == 0
+    printed = capsys.readouterr().out
+    assert f"cadence {verb}" in printed
+    assert "Settings" in printed
+
+
+def test_an_unknown_verb_names_the_choices(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "trian") == 2
+    assert "train" in capsys.readouterr().err
+
+
+def test_a_mistyped_override_is_one_clear_line(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "train", "store.path=x", "bach_size=3") == 2
+    assert "bach_size" in capsys.readouterr().err
+
+
+def test_a_missing_setting_is_named(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "train") == 1
+    assert "store.path=..." in capsys.readouterr().err
+
+
+def test_a_missing_store_is_one_clear_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(monkeypatch, "train", "store.path=nowhere.zarr") == 1
+    assert "nowhere.zarr" in capsys.readouterr().err
+
+
+def test_fresh_folders_never_collide_and_latest_points_to_the_last(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    cfg = OmegaConf.create({"out": None})
+    folders = [out_dir(cfg, "train") for _ in range(3)]
+    assert len(set(folders)) == 3
+    assert (tmp_path / "outputs/train/latest").resolve() == folders[-1].resolve()
+    assert str(folders[-1]) in capsys.readouterr().out
+
+
+def test_a_given_folder_is_used(tmp_path):
+    cfg = OmegaConf.create({"out": str(tmp_path / "a" / "b")})
+    assert out_dir(cfg, "train") == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_an_unusable_device_names_the_mend():
+    with pytest.raises(ValueError, match="device=cpu"):
+        pick_device("warp")
+
+
+def test_the_exit_status_is_what_the_work_returns(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cadence"])
+    with pytest.raises(SystemExit) as end:
+        entry("doctor", lambda cfg: 2)
+    assert end.value.code == 2
+
+
+def test_help_comes_from_the_docstring():
+    assert "Exit status" in help_text("doctor", sys.modules["policy.doctor"].run)

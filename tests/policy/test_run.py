@@ -1,0 +1,61 @@
+"""`cadence run`: an agent's stream on the control loop, and what is told afterwards."""
+
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+
+from data.types import Contract, Field, Horizons
+from policy.agent import Agent
+from policy.control.latency import TimingLog
+from policy.run import StreamPolicy, timing_table
+
+CONTRACT = Contract({"place": Field(shape=(2,))}, Field(shape=(2,)), control_dt=0.1)
+
+
+class FakeAgent:
+    horizons = Horizons(obs=3, pred=8, action=4)
+    contract = CONTRACT
+
+    def __init__(self):
+        self.seeds, self.shifts = [], []
+
+    def start(self, seeds):
+        self.seeds += list(seeds)
+        return SimpleNamespace(n=len(seeds))
+
+    def shift(self, streams, n_executed):
+        self.shifts.append(n_executed)
+
+    def chunk(self, streams, observation):
+        assert observation["place"].shape == (1, 3, 2)
+        return np.arange(16.0).reshape(1, 8, 2)
+
+
+def test_stream_moves_on_by_the_ticks_that_passed():
+    agent = FakeAgent()
+    policy = StreamPolicy(cast(Agent, agent), seed=7)
+    history = {"place": np.zeros((3, 2))}
+    chunks = [policy(history, tick) for tick in (0, 4, 9, 29)]
+    assert agent.seeds == [7]
+    assert agent.shifts == [4, 5, 8]  # Never by more than a chunk holds.
+    assert [chunk.tick0 for chunk in chunks] == [0, 4, 9, 29]
+    assert chunks[0].actions.shape == (8, 2)
+    assert chunks[0].contract is CONTRACT
+
+
+def test_table_shows_milliseconds_and_counts():
+    log = TimingLog(0.1)
+    log.add_latency(0.0125)
+    log.add_command(time=1.0125, due=1.0)
+    log.add_command(time=1.1, due=1.1)
+    log.n_missed = 2
+    period, latency, delay, counts = timing_table(log).splitlines()[1:]
+    assert period.split() == ["period", "(want", "100)", *["87.50"] * 5]
+    assert latency.split() == ["policy", "latency", *["12.50"] * 5]
+    assert delay.split()[:3] == ["command", "delay", "6.25"]
+    assert "commands 2  missed deadlines 2  held 0" in counts
+
+
+def test_table_of_an_interrupted_run_says_that_there_is_nothing():
+    assert "no samples" in timing_table(TimingLog(0.1))

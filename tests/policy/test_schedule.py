@@ -1,0 +1,76 @@
+import math
+
+import pytest
+import torch
+
+from policy.diffusion.schedule import (
+    cosine_vp,
+    cosine_vp_index,
+    cosine_vp_sigmas,
+    karras,
+    log_uniform,
+)
+
+# Levels of training indices of the cosine schedule, three digits, as published checkpoints use.
+PUBLISHED = {0: 0.025, 1: 0.042, 10: 0.186, 20: 0.353, 49: 1.01, 75: 2.55, 90: 7.08, 98: 64, 99: 2029}
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 8])
+@pytest.mark.parametrize("grid_of", [karras, log_uniform])
+def test_grid_decreases_from_sigma_max_to_sigma_min_and_zero(grid_of, n_steps):
+    grid = grid_of(n_steps, sigma_min=0.01, sigma_max=20.0)
+    assert grid.shape == (n_steps + 1,)
+    assert grid[-1] == 0
+    assert grid[0].item() == pytest.approx(20, rel=1e-5)
+    assert (grid.diff() < 0).all()
+    if n_steps > 1:
+        assert grid[-2].item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_karras_is_even_in_the_rhoth_root():
+    root = karras(5, sigma_min=0.1, sigma_max=10.0, rho=3.0)[:-1].double() ** (1 / 3)
+    torch.testing.assert_close(root.diff(), root.diff()[:1].expand(4), rtol=1e-4, atol=0)
+
+
+def test_log_uniform_has_a_constant_ratio():
+    grid = log_uniform(5, sigma_min=0.01, sigma_max=100.0)[:-1]
+    torch.testing.assert_close(grid, torch.tensor([100.0, 10, 1, 0.1, 0.01]))
+
+
+def test_cosine_levels_are_those_of_published_checkpoints():
+    sigmas = cosine_vp_sigmas(100)
+    for k, sigma in PUBLISHED.items():
+        assert sigmas[k].item() == pytest.approx(sigma, rel=0.02)
+
+
+def test_cosine_grid_takes_levels_of_the_table():
+    grid = cosine_vp(97)
+    assert grid[-1] == 0
+    torch.testing.assert_close(grid[:-1], cosine_vp_sigmas(100)[:97].flip(0).float())
+    assert cosine_vp(5, first_index=80).shape == (6,)
+
+
+def test_cosine_index_inverts_the_table_and_is_minus_one_for_clean():
+    sigmas = cosine_vp_sigmas(100)[:99]
+    k = torch.arange(99, dtype=torch.float64)
+    torch.testing.assert_close(cosine_vp_index(sigmas), k, rtol=0, atol=1e-9)
+    torch.testing.assert_close(cosine_vp_index(sigmas.float()), k.float(), rtol=0, atol=1e-2)
+    assert cosine_vp_index(torch.zeros(())).item() == pytest.approx(-1, abs=1e-2)
+    assert math.isfinite(cosine_vp_index(torch.tensor(1e9)).item())
+
+
+@pytest.mark.parametrize("grid_of", [karras, log_uniform])
+def test_impossible_grids_are_refused(grid_of):
+    with pytest.raises(ValueError, match="n_steps is 0"):
+        grid_of(0, sigma_min=0.01, sigma_max=1.0)
+    with pytest.raises(ValueError, match=r"sigma_min is 2.* 0 < sigma_min < sigma_max"):
+        grid_of(4, sigma_min=2.0, sigma_max=1.0)
+    with pytest.raises(ValueError, match="sigma_min is 0"):
+        grid_of(4, sigma_min=0.0, sigma_max=1.0)
+
+
+def test_more_steps_than_indices_are_refused():
+    with pytest.raises(ValueError, match="n_steps is 98"):
+        cosine_vp(98, first_index=96)
+    with pytest.raises(ValueError, match="first_index 100"):
+        cosine_vp(10, first_index=100)
