@@ -12,6 +12,7 @@ from data.dataset import WindowDataset
 from data.store import EpisodeStore
 from data.types import Contract, Field, Horizons
 
+N_RUNS = 10  # The best one is the least disturbed by what else the machine does.
 HORIZONS = Horizons(obs=2, pred=16, action=8)
 EPISODE = 100  # steps
 
@@ -32,7 +33,7 @@ class GatherRates:
 
 
 def measure_gather(*, seconds: float = 1.0, n_images: int = 6000) -> GatherRates:
-    """Rates of `WindowDataset.batch` over random windows, the best of three runs each.
+    """Rates of `WindowDataset.batch` over random windows, the best of several short runs.
 
     Args:
         seconds: how long each of the two measurements takes, about.
@@ -57,7 +58,7 @@ def _rate(observation: Field, n_steps: int, seconds: float) -> float:
         dataset = WindowDataset(store, HORIZONS)
     generator = torch.Generator().manual_seed(0)
     indices = torch.randint(len(dataset), (64, 256), generator=generator)
-    return max(_run(dataset, indices, seconds / 3) for _ in range(3))
+    return max(_run(dataset, indices, seconds / N_RUNS) for _ in range(N_RUNS))
 
 
 def _fill(store: EpisodeStore, n_steps: int) -> None:

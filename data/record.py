@@ -76,7 +76,7 @@ def record(
     *,
     seeds: Iterable[int],
     keep: Literal["success", "all"] = "success",
-    progress: Callable[[RecordReport], None] | None = None,
+    progress: Callable[[RecordReport], object] | None = None,
 ) -> RecordReport:
     """Record every expert from every start.
 

@@ -1,14 +1,14 @@
 """A policy with a sampler, for many streams of control at once.
 
-A stream's chunks are a function of its seed and its observations alone: its noise comes from a
-generator of its own, and the network always runs on the same number of rows (`rows`, short groups
-are filled up), because matrix kernels round differently for different batch sizes. So a result
-does not depend on how many streams run beside it.
+A stream's chunks are a function of its seed and its observations alone, bit for bit. Its noise
+comes from a generator of its own. And since matrix kernels round differently for another batch size
+or another place in the batch, the network always runs on the same number of rows, and a stream
+always has the row `seed % rows`; rows that no stream takes are filled up.
 
 Shape legend: `N` streams, `To Tp` observed and predicted steps, `Da` action size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
@@ -29,12 +29,14 @@ class Streams:
     """What an agent keeps of each stream.
 
     Args:
-        carry: the sampler's, one row per stream.
+        seeds: one per stream.
         generators: one per stream.
+        carry: the sampler's, one row per stream.
     """
 
-    carry: Carry
+    seeds: list[int]
     generators: list[torch.Generator]
+    carry: Carry
 
 
 class Agent:
@@ -54,7 +56,7 @@ class Agent:
             policy: the trained policy; moved to `device` and put in evaluation mode.
             sampler: how chunks are drawn.
             device: where the network runs.
-            rows: batch size of every network call.
+            rows: batch size of every network call; results depend on it in the last bits.
         """
         self.policy = policy.to(device).eval()
         self.sampler = sampler
@@ -65,17 +67,27 @@ class Agent:
     def load(
         cls,
         path: Path | str,
-        sampler: Sampler,
+        make_sampler: Callable[..., Sampler],
         *,
         device: torch.device | str = "cpu",
         rows: int = 16,
     ) -> Self:
         """The agent of a checkpoint.
 
+        Args:
+            path: of a training run, or of one checkpoint.
+            make_sampler: makes the sampler, given `pred_horizon` and `action_size`.
+            device: where the network runs.
+            rows: batch size of every network call; results depend on it in the last bits.
+
         Raises:
             CheckpointError: there is no checkpoint, or it is damaged or newer than this program.
         """
-        return cls(build_policy(load(path)), sampler, device=device, rows=rows)
+        policy = from_checkpoint(load(path))
+        sampler = make_sampler(
+            pred_horizon=policy.horizons.pred, action_size=policy.contract.action.size
+        )
+        return cls(policy, sampler, device=device, rows=rows)
 
     @property
     def contract(self) -> Contract:
@@ -95,13 +107,14 @@ class Agent:
     def start(self, seeds: Sequence[int]) -> Streams:
         """New streams, one per seed."""
         generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
-        return Streams(self.sampler.start(len(seeds), generators), generators)
+        return Streams(list(seeds), generators, self.sampler.start(len(seeds), generators))
 
     def restart(self, streams: Streams, slot: int, seed: int) -> None:
         """Begin a new stream in a slot."""
         fresh = self.start([seed])
+        streams.seeds[slot] = seed
         streams.generators[slot] = fresh.generators[0]
-        streams.carry = _put(streams.carry, fresh.carry, [slot])
+        streams.carry = _put(streams.carry, [slot], fresh.carry)
 
     def shift(self, streams: Streams, n_executed: int) -> None:
         """Time moved on by `n_executed` actions."""
@@ -124,41 +137,55 @@ class Agent:
         Returns:
             Actions [N, Tp, Da].
         """
-        n = len(streams.generators)
-        slots = range(n) if slots is None else slots
+        n = len(streams.seeds)
         shape = (n, self.horizons.pred, *self.contract.action.shape)
         actions = np.zeros(shape, dtype=self.contract.action.dtype)
-        for first in range(0, len(slots), self.rows):
-            group = list(slots[first : first + self.rows])
-            actions[group] = self._group(streams, observation, group)
+        for group in self._groups(streams, range(n) if slots is None else slots):
+            slots_of_group = list(group.values())
+            actions[slots_of_group] = self._chunk_of_group(streams, observation, group)
         return actions
 
-    def _group(
-        self, streams: Streams, observation: Mapping[str, np.ndarray], group: list[int]
+    def _groups(self, streams: Streams, slots: Iterable[int]) -> list[dict[int, int]]:
+        """As few groups as possible, row -> slot, in which each stream has its own row."""
+        groups: list[dict[int, int]] = []
+        for slot in slots:
+            row = streams.seeds[slot] % self.rows
+            free = next((group for group in groups if row not in group), None)
+            if free is None:
+                groups.append({row: slot})
+            else:
+                free[row] = slot
+        return groups
+
+    def _chunk_of_group(
+        self, streams: Streams, observation: Mapping[str, np.ndarray], group: dict[int, int]
     ) -> np.ndarray:
-        """Chunks of at most `rows` streams; the rows that are missing repeat the last one."""
-        n_filled = self.rows - len(group)
-        index = group + [group[-1]] * n_filled
+        """Chunks of the streams of one group, in its order."""
+        taken, slots = list(group), list(group.values())
+        filler = slots[0]
+        slot_of_row = [group.get(row, filler) for row in range(self.rows)]
         spare = torch.Generator(self.device).manual_seed(0)
-        generators = [streams.generators[slot] for slot in group] + [spare] * n_filled
-        rows = {k: torch.from_numpy(v[index]).to(self.device) for k, v in observation.items()}
+        generators = [
+            streams.generators[group[row]] if row in group else spare for row in range(self.rows)
+        ]
+        rows = {k: torch.from_numpy(v[slot_of_row]).to(self.device) for k, v in observation.items()}
         cond = self.policy.encode(rows)
-        x0, carry = self.sampler(self.policy, cond, _take(streams.carry, index), generators)
-        streams.carry = _put(streams.carry, _take(carry, range(len(group))), group)
-        return self.policy.actions(x0[: len(group)]).cpu().numpy()
+        x0, carry = self.sampler(self.policy, cond, _take(streams.carry, slot_of_row), generators)
+        streams.carry = _put(streams.carry, slots, _take(carry, taken))
+        return self.policy.actions(x0)[taken].cpu().numpy()
 
 
-def _take(carry: Carry, index: Sequence[int]) -> Carry:
+def _take(carry: Carry, index: list[int]) -> Carry:
     """The rows of a carry at `index`."""
-    return carry.replace(**{f.name: getattr(carry, f.name)[list(index)] for f in fields(carry)})
+    return carry.replace(**{f.name: getattr(carry, f.name)[index] for f in fields(carry)})
 
 
-def _put(carry: Carry, rows: Carry, index: Sequence[int]) -> Carry:
+def _put(carry: Carry, index: list[int], rows: Carry) -> Carry:
     """A carry whose rows at `index` are replaced."""
 
     def scatter(old: Tensor, new: Tensor) -> Tensor:
         out = old.clone()
-        out[list(index)] = new
+        out[index] = new
         return out
 
     return carry.replace(

@@ -14,11 +14,11 @@ from pathlib import Path
 import gymnasium as gym
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
-from tqdm import tqdm
 
 from data.record import RecordReport, contract_of, record
 from data.store import EpisodeStore
 from policy.entry import entry, out_dir
+from policy.progress import progress_bar
 
 
 def record_task(cfg: DictConfig, path: Path, task: str | None) -> RecordReport:
@@ -28,7 +28,8 @@ def record_task(cfg: DictConfig, path: Path, task: str | None) -> RecordReport:
         experts = _experts(env, cfg)
         store = _open(path, env)
         seeds = range(cfg.seed, cfg.seed + cfg.starts)
-        with tqdm(total=len(seeds) * len(experts), unit="episode", desc=task) as bar:
+        n_episodes = len(seeds) * len(experts)
+        with progress_bar(total=n_episodes, unit="episode", description=task) as bar:
             return record(
                 env,
                 experts,
@@ -61,6 +62,17 @@ def _open(path: Path, env: gym.Env) -> EpisodeStore:
     return store
 
 
+def describe(outcome: RecordReport) -> str:
+    """What became of the episodes, in words."""
+    kept = ", ".join(f"{n} by {expert}" for expert, n in outcome.kept.items()) or "none"
+    text = f"recorded: {kept}; without success: {outcome.n_failed}"
+    if outcome.n_skipped:
+        text += f"; there before: {outcome.n_skipped}"
+    if outcome.n_clipped:
+        text += f"; {outcome.n_clipped} actions moved to the border of the action space"
+    return text
+
+
 def run(cfg: DictConfig) -> Path:
     """Collect as configured; returns the path of the store."""
     if cfg.starts < 1:
@@ -70,7 +82,11 @@ def run(cfg: DictConfig) -> Path:
     tasks = list(cfg.task) if isinstance(cfg.task, ListConfig) else [cfg.task]
     try:
         for task in tasks:
-            print(record_task(cfg, path, task))
+            outcome = record_task(cfg, path, task)
+            print(describe(outcome))
+            if outcome.is_interrupted:
+                print(f"go on with the same command and out={out}")
+                raise KeyboardInterrupt
     finally:
         if path.exists():
             store = EpisodeStore.open(path)

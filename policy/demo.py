@@ -40,14 +40,25 @@ RECORD = "demo.json"
 
 def stage_overrides(cfg: DictConfig, verb: str, out: Path) -> list[str]:
     """What `cadence <verb>` is told: the demo's settings for it, and where things lie."""
+    resume = [f"resume={out / 'train'}"] if any((out / "train").glob("checkpoints/*")) else []
     places = {
         "collect": [f"env={cfg.env}"],
-        "train": [f"store.path={out / 'collect' / 'store.zarr'}"],
+        "train": [f"store.path={out / 'collect' / 'store.zarr'}", *resume],
         "evaluate": [f"env={cfg.env}", f"checkpoint={out / 'train'}"],
         "run": [f"env={cfg.env}", f"checkpoint={out / 'train'}"],
     }
-    settings = [f"{key}={'null' if v is None else v}" for key, v in cfg[verb].items()]
-    return [*settings, f"device={cfg.device}", *places[verb], f"out={out / verb}"]
+    return [*_flat(cfg[verb]), f"device={cfg.device}", *places[verb], f"out={out / verb}"]
+
+
+def _flat(settings: DictConfig, prefix: str = "") -> list[str]:
+    """Settings as overrides, "a.b=value"."""
+    flat = []
+    for key, value in settings.items():
+        if isinstance(value, DictConfig):
+            flat += _flat(value, f"{prefix}{key}.")
+        else:
+            flat.append(f"{prefix}{key}={'null' if value is None else value}")
+    return flat
 
 
 def open_folder(out: Path, *, fresh: bool) -> dict[str, Stage]:

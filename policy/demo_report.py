@@ -41,6 +41,7 @@ class Results:
         videos: films of evaluated episodes, none where nothing renders.
         sketches: episodes drawn from above, none where actions are not places.
         control_dt: control period [s].
+        redraw: command that draws the report again.
     """
 
     stages: Mapping[str, Stage]
@@ -51,6 +52,7 @@ class Results:
     videos: Sequence[Path]
     sketches: Sequence[Sketch]
     control_dt: float
+    redraw: str
 
 
 def read_results(
@@ -71,6 +73,7 @@ def read_results(
         videos=sorted((out / "evaluate" / "videos").glob("*.mp4")),
         sketches=sketches,
         control_dt=control_dt,
+        redraw=f"cadence demo fresh=false out={out}",
     )
 
 
@@ -78,7 +81,6 @@ def headline(results: Results) -> list[Row]:
     """The table at the top of the page and at the end of the terminal's output."""
     evaluation, timing = results.evaluation, results.control["timing"]
     seeds = _seeds(evaluation["episodes"])
-    period, latency = timing["period"], timing["latency"]
     n_ticks = timing["n_commands"] + timing["n_missed"]
     successes = sum(episode["success"] for episode in results.control["episodes"])
     rows = [
@@ -104,15 +106,14 @@ def headline(results: Results) -> list[Row]:
         ),
         Row(
             "Planning latency",
-            f"{1e3 * latency['p50']:.1f} / {1e3 * latency['p95']:.1f} / "
-            f"{1e3 * latency['p99']:.1f} ms",
-            f"p50 / p95 / p99 of {latency['n']} chunks, warm, on this machine",
+            _percentiles(timing["latency"]),
+            "p50 / p95 / p99 of the warm calls for a chunk, on this machine",
         ),
         Row(
             "Control period",
-            f"{1e3 * period['p50']:.2f} / {1e3 * period['p99']:.2f} ms",
-            f"p50 / p99 between {timing['n_commands']} commands, "
-            f"wanted {1e3 * results.control_dt:g} ms",
+            _percentiles(timing["period"]),
+            f"p50 / p95 / p99 between {timing['n_commands']} commands; wanted "
+            f"{1e3 * results.control_dt:g} ms, largest deviation {1e3 * _jitter(results):.2f} ms",
         ),
         Row("Missed deadlines", f"{timing['n_missed']} of {n_ticks}", "control ticks"),
         Row(
@@ -121,11 +122,16 @@ def headline(results: Results) -> list[Row]:
             f"simulated robot, {_seeds(results.control['episodes'])}",
         ),
         Row(
-            "Time",
+            "Training time",
+            f"{results.stages['train'].seconds / 60:.1f} min",
+            f"{max((entry['step'] for entry in results.metrics), default=0)} steps on "
+            f"{results.n_demonstrations} demonstrations",
+        ),
+        Row(
+            "All stages",
             f"{sum(stage.seconds for stage in results.stages.values()) / 60:.1f} min",
             ", ".join(f"{s.verb} {s.seconds:.0f} s" for s in results.stages.values()),
         ),
-        Row("Demonstrations", str(results.n_demonstrations), "of the scripted experts"),
     ]
     return rows
 
@@ -136,7 +142,7 @@ def panels(results: Results) -> list[Panel]:
         _success(results),
         *_fans(results),
         *_rollout(results),
-        _curves(results),
+        *_curves(results),
         *_durations(results),
     ]
 
@@ -171,7 +177,7 @@ def _fans(results: Results) -> list[Panel]:
         draw_fans(fans),
         f"Unseen starts {', '.join(str(fan.seed) for fan in fans)}; noise seeds "
         f"0..{n_samples - 1}; seen from above, x up, y to the left.",
-        results.stages["run"].command,
+        results.redraw,
     )
     return [panel]
 
@@ -184,15 +190,17 @@ def _rollout(results: Results) -> list[Panel]:
     elif results.sketches:
         first = results.sketches[0]
         figure = moving_picture(first.rollout, first.shapes, control_dt=results.control_dt)
-        starts, command = f"start {first.rollout.seed}", results.stages["run"].command
+        starts, command = f"start {first.rollout.seed}", results.redraw
         text = "Seen from above: every observed position with its trail. Nothing renders here."
     else:
         return []
     return [Panel("A rollout to watch", text, figure, f"In real time; {starts}.", command)]
 
 
-def _curves(results: Results) -> Panel:
-    return Panel(
+def _curves(results: Results) -> list[Panel]:
+    if not results.metrics:
+        return []
+    panel = Panel(
         "Learning",
         "Loss on the demonstrations (raw weights) and on episodes held out (averaged weights, "
         "which are the ones evaluated).",
@@ -200,6 +208,7 @@ def _curves(results: Results) -> Panel:
         f"{results.n_demonstrations} demonstrations; every line of metrics.jsonl.",
         results.stages["train"].command,
     )
+    return [panel]
 
 
 def _durations(results: Results) -> list[Panel]:
@@ -222,6 +231,19 @@ def _durations(results: Results) -> list[Panel]:
             source = f"{len(samples[key])} samples in wall-clock time, {seeds}."
             made.append(Panel(title, text, figure, source, command))
     return made
+
+
+def _jitter(results: Results) -> float:
+    """Largest deviation of a period from the one wanted [s]."""
+    periods = results.control["samples"]["period"]
+    return max((abs(period - results.control_dt) for period in periods), default=0.0)
+
+
+def _percentiles(summary: Mapping | None) -> str:
+    """p50 / p95 / p99 of durations, in milliseconds."""
+    if summary is None:
+        return "no samples"
+    return " / ".join(f"{1e3 * summary[p]:.1f}" for p in ("p50", "p95", "p99")) + " ms"
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:

@@ -10,13 +10,15 @@ are those of the model.
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+M = TypeVar("M", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[M]):
     """A shadow of a model that follows its weights.
 
     Args:
@@ -28,7 +30,7 @@ class EMA:
         ValueError: `power` or `max_decay` is out of range.
     """
 
-    def __init__(self, model: nn.Module, *, power: float = 0.75, max_decay: float = 0.999):
+    def __init__(self, model: M, *, power: float = 0.75, max_decay: float = 0.999):
         if power <= 0:
             raise ValueError(f"power is {power}, it must be positive")
         if not 0 <= max_decay < 1:
@@ -42,7 +44,7 @@ class EMA:
         return min(1 - (1 + step) ** -self.power, self.max_decay)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: M) -> None:
         """Follow the model's weights by one step."""
         shadow, weights = list(self.module.parameters()), list(model.parameters())
         # One fused call for all tensors; torch.optim uses these operations too.

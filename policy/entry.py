@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -64,7 +65,8 @@ def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | N
         if "--traceback" in arguments:
             raise
         print(f"cadence {verb}: error: {_message(e)}", file=sys.stderr)
-        sys.exit(2 if isinstance(e, HydraException | OmegaConfBaseException) else 1)
+        is_usage = isinstance(e, HydraException | OmegaConfBaseException)
+        sys.exit(2 if is_usage and not isinstance(e, InstantiationException) else 1)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -76,7 +78,8 @@ def _interrupt(signum: int, frame: object) -> None:
 def _resolved(verb: str, overrides: Sequence[str]) -> DictConfig:
     cfg = compose_config(verb, overrides)
     missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
+    is_resumed = cfg.get("resume") is not None  # takes its settings from the interrupted run
+    if missing and not is_resumed:
         raise ValueError(f"please give {', '.join(f'{key}=...' for key in missing)}")
     return cfg
 
@@ -91,29 +94,44 @@ def _message(error: Exception) -> str:
 
 
 def help_text(verb: str, run: Callable[[DictConfig], object]) -> str:
-    """What `cadence <verb> --help` prints: the verb's docstring, its groups and its settings."""
+    """What `cadence <verb> --help` prints: the verb's docstring, its parts and its settings."""
     module = sys.modules[run.__module__]
-    groups = _groups_of(verb)
-    choices = [f"  {group}={'|'.join(options)}" for group, options in groups.items()]
-    settings = OmegaConf.to_yaml(compose_config(verb))
+    # The file itself, because its comments say what the settings mean.
+    text = (CONFIGS / f"{verb}.yaml").read_text()
+    settings = [block for block in text.split("\n\n") if not block.startswith("defaults:")]
+    parts = _parts(verb)
     return "\n".join(
         [
             (module.__doc__ or "").strip(),
             "",
-            *(["Choices:", *choices, ""] if choices else []),
+            *(["Parts (each choice is a file configs/<part>/<choice>.yaml):", ""] if parts else []),
+            *(f"  {line}" for line in parts),
+            *([""] if parts else []),
             "Settings and their defaults (??? must be given; change one with key=value):",
             "",
-            *(f"  {line}" for line in settings.rstrip().splitlines()),
+            *(f"  {line}".rstrip() for line in "\n\n".join(settings).strip().splitlines()),
         ]
     )
 
 
-def _groups_of(verb: str) -> dict[str, list[str]]:
-    """Config groups that a verb's defaults list names, and the choices of each."""
-    defaults = OmegaConf.load(CONFIGS / f"{verb}.yaml").get("defaults", [])
-    names = [str(key) for item in defaults if isinstance(item, DictConfig) for key in item]
-    names = [name.removeprefix("optional ") for name in names]
-    return {name: sorted(p.stem for p in (CONFIGS / name).glob("*.yaml")) for name in names}
+def _parts(verb: str) -> list[str]:
+    """A line for each config group of a verb: its choices and the default."""
+    lines = []
+    raw = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{verb}.yaml"))
+    assert isinstance(raw, dict)
+    for item in raw.get("defaults", []):
+        for group, default in item.items() if isinstance(item, dict) else ():
+            name = str(group).removeprefix("optional ")
+            choices = "|".join(sorted(p.stem for p in (CONFIGS / name).glob("*.yaml")))
+            lines.append(f"{name}={choices}  ({default or 'none'})")
+    return lines
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain dicts and lists, for JSON."""
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def out_dir(cfg: DictConfig, verb: str) -> Path:
@@ -160,3 +178,16 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"device={name} cannot be used here ({e}); use device=cpu") from e
     return device
+
+
+def use_threads(n_threads: int | None) -> None:
+    """How many threads the network's operations may use on the CPU; None leaves torch's choice.
+
+    A network of a few million weights controls fastest on one: its operations are too short to
+    share, and threads that wait for each other suffer from every other load of the machine.
+    """
+    if n_threads is None:
+        return
+    if n_threads < 1:
+        raise ValueError(f"threads is {n_threads}, it must be at least 1, or null for all cores")
+    torch.set_num_threads(n_threads)

@@ -13,118 +13,22 @@ videos/*.mp4. Ctrl-C keeps the finished episodes, marked as incomplete.
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from gymnasium.vector import VectorEnv
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from data.record import contract_of
 from envs.rendering import RenderingError
 from envs.vector import make_vec
 from policy.agent import Agent
-from policy.entry import entry, out_dir, pick_device
+from policy.entry import entry, out_dir, pick_device, use_threads
 from policy.fingerprint import fingerprint
+from policy.play import Episode, play
 from policy.statistics import bootstrap_interval, wilson_interval
 from policy.video import film
-
-
-@dataclass
-class Episode:
-    """What became of one start.
-
-    Args:
-        seed: of the start and of the policy's noise.
-        score: best reward of a step.
-        success: whether the task was ever done.
-        length: executed steps.
-        mode: way taken, where a task has several; 0 is none.
-    """
-
-    seed: int
-    score: float = -np.inf
-    success: bool = False
-    length: int = 0
-    mode: int = 0
-
-
-def play(
-    agent: Agent,
-    envs: VectorEnv,
-    seeds: Sequence[int],
-    *,
-    action_horizon: int,
-    finished: list[Episode],
-    progress: bool = True,
-) -> None:
-    """Play one episode per seed, filling each slot of `envs` anew as its episode ends.
-
-    Args:
-        agent: whose chunks are executed.
-        envs: of `make_vec`, at the level of chunks.
-        seeds: one per episode.
-        action_horizon: Ta, executed actions per chunk.
-        finished: gets each episode as it ends, so that an interruption loses none.
-        progress: whether to show a bar.
-    """
-    queue = list(seeds)
-    running: list[Episode | None] = [None] * envs.num_envs
-    first = [queue.pop(0) if queue else None for _ in running]
-    observation, _ = envs.reset(seed=[0 if seed is None else seed for seed in first])
-    for slot, seed in enumerate(first):
-        running[slot] = None if seed is None else Episode(seed)
-    streams = agent.start([0 if seed is None else seed for seed in first])
-    with tqdm(total=len(seeds), unit="episode", disable=not progress) as bar:
-        while any(running):
-            active = [slot for slot, episode in enumerate(running) if episode]
-            chunk = agent.chunk(streams, observation, active)
-            observation, _, terminated, truncated, infos = envs.step(chunk[:, :action_horizon])
-            agent.shift(streams, action_horizon)
-            ended = []
-            for slot in active:
-                episode = running[slot]
-                assert episode is not None
-                _account(episode, infos, slot)
-                if terminated[slot] or truncated[slot]:
-                    finished.append(episode)
-                    ended.append(slot)
-            bar.set_postfix(success=f"{np.mean([e.success for e in finished] or [0]):.2f}")
-            bar.update(len(ended))
-            observation = _refill(envs, observation, running, ended, queue)
-            for slot in ended:
-                episode = running[slot]
-                if episode:
-                    agent.restart(streams, slot, episode.seed)
-
-
-def _account(episode: Episode, infos: dict, slot: int) -> None:
-    episode.length += int(infos["n_executed"][slot])
-    episode.score = max(episode.score, float(infos["max_reward"][slot]))
-    episode.success |= bool(infos["is_success"][slot])
-    if "mode" in infos:
-        episode.mode = int(infos["mode"][slot])
-
-
-def _refill(
-    envs: VectorEnv,
-    observation: dict[str, np.ndarray],
-    running: list[Episode | None],
-    ended: list[int],
-    queue: list[int],
-) -> dict[str, np.ndarray]:
-    """Start the next seeds in the slots whose episodes ended."""
-    for slot in ended:
-        running[slot] = Episode(queue.pop(0)) if queue else None
-    mask = np.zeros(len(running), dtype=bool)
-    mask[[slot for slot in ended if running[slot]]] = True
-    if not mask.any():
-        return observation
-    seeds = [e.seed if e and m else None for e, m in zip(running, mask, strict=True)]
-    observation, _ = envs.reset(seed=seeds, options={"reset_mask": mask})
-    return observation
 
 
 def summarise(episodes: Sequence[Episode], modes: Sequence[str] = ()) -> dict:
@@ -168,6 +72,7 @@ def run(cfg: DictConfig) -> dict:
     """Evaluate as configured; returns what results.json holds."""
     if cfg.episodes < 1:
         raise ValueError(f"episodes is {cfg.episodes}, it must be at least 1")
+    use_threads(cfg.threads)
     device = pick_device(cfg.device)
     agent = Agent.load(cfg.checkpoint, instantiate(cfg.sampler), device=device, rows=cfg.rows)
     make_env = instantiate(cfg.env)

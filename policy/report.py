@@ -28,6 +28,7 @@ section { background: var(--card); border: 1px solid var(--grid); border-radius:
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 td { padding: .42rem .9rem .42rem 0; border-top: 1px solid var(--grid); vertical-align: top; }
 tr:first-child td { border-top: 0; }
+td:nth-child(1) { white-space: nowrap; }
 td:nth-child(2) { font-weight: 600; white-space: nowrap; }
 td:nth-child(3) { color: var(--muted); font-size: .9rem; }
 svg, video { max-width: 100%; height: auto; }
@@ -36,6 +37,7 @@ video { border-radius: .5rem; margin-right: .6rem; }
 .source { color: var(--muted); font-size: .84rem; margin: .6rem 0 0; max-width: none; }
 .source code { overflow-wrap: anywhere; }
 .fans { display: flex; flex-wrap: wrap; gap: 1rem; }
+.fan { width: 195px; }
 .fan p { font-size: .84rem; margin: .1rem 0; color: var(--muted); }
 code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 """

@@ -25,7 +25,7 @@ from policy.agent import Agent
 from policy.control.clock import WallClock
 from policy.control.latency import Summary, TimingLog
 from policy.control.loop import control_loop
-from policy.entry import entry, out_dir, pick_device
+from policy.entry import entry, out_dir, pick_device, use_threads
 from policy.fingerprint import fingerprint
 from policy.types import ActionChunk, Robot
 
@@ -144,6 +144,7 @@ def run(cfg: DictConfig) -> dict:
     for name in ("episodes", "seconds"):
         if cfg[name] <= 0:
             raise ValueError(f"{name} is {cfg[name]}, it must be positive")
+    use_threads(cfg.threads)
     device = pick_device(cfg.device)
     agent = Agent.load(cfg.checkpoint, instantiate(cfg.sampler), device=device, rows=1)
     action_horizon = agent.horizons.action if cfg.action_horizon is None else cfg.action_horizon

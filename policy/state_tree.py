@@ -5,15 +5,16 @@ JSON holds `{"$tensor": name}`; tuples and dicts with keys that JSON does not kn
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-Scalar = None | bool | int | float | str
-State = Scalar | Tensor | list["State"] | tuple["State", ...] | Mapping["str | int", "State"]
-Json = Scalar | list["Json"] | dict[str, "Json"]
+# Nested dicts, lists and tuples of tensors and JSON scalars.
+State = dict[str, Any]
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
-def flatten(state: State) -> tuple[dict[str, Tensor], Json]:
+def flatten(state: object) -> tuple[dict[str, Tensor], Json]:
     """Tensors by the path of their place, and the rest.
 
     Raises:
@@ -23,14 +24,16 @@ def flatten(state: State) -> tuple[dict[str, Tensor], Json]:
     return tensors, _flatten(state, "", tensors)
 
 
-def _flatten(state: State, path: str, tensors: dict[str, Tensor]) -> Json:
+def _flatten(state: object, path: str, tensors: dict[str, Tensor]) -> Json:
     if isinstance(state, Tensor):
-        tensors[path] = state.detach()
-        return {"$tensor": path}
+        # Keys may hold a "/", so two places may have one path.
+        name = path if path not in tensors else f"{path}#{len(tensors)}"
+        tensors[name] = state.detach()
+        return {"$tensor": name}
     if isinstance(state, Mapping):
         items = {key: _flatten(v, f"{path}/{key}", tensors) for key, v in state.items()}
         if all(isinstance(key, str) and not key.startswith("$") for key in items):
-            return items  # pyright: ignore[reportReturnType]
+            return items
         return {"$items": [[key, value] for key, value in items.items()]}
     if isinstance(state, list | tuple):
         values: list[Json] = [_flatten(v, f"{path}/{i}", tensors) for i, v in enumerate(state)]
@@ -40,7 +43,7 @@ def _flatten(state: State, path: str, tensors: dict[str, Tensor]) -> Json:
     raise TypeError(f"{path or 'state'} is a {type(state).__name__}, which cannot be saved")
 
 
-def unflatten(tensors: Mapping[str, Tensor], rest: Json) -> State:
+def unflatten(tensors: Mapping[str, Tensor], rest: Any) -> Any:
     """The state that `flatten` took apart.
 
     Raises:
@@ -56,5 +59,5 @@ def unflatten(tensors: Mapping[str, Tensor], rest: Json) -> State:
         case {"$tuple": list(values)}:
             return tuple(unflatten(tensors, value) for value in values)
         case {"$items": list(items)}:
-            return {key: unflatten(tensors, value) for key, value in items}  # pyright: ignore
+            return {key: unflatten(tensors, value) for key, value in items}
     return {key: unflatten(tensors, value) for key, value in rest.items()}

@@ -13,7 +13,9 @@ one bit for bit, if it is limited by steps. Evaluated and validated are always t
 import copy
 import math
 import signal
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,7 +24,6 @@ from typing import Self
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from data.dataset import WindowDataset, split_episodes
 from data.normalize import Normalizer
@@ -31,9 +32,10 @@ from data.types import Horizons
 from policy.budget import Budget, learning_rate_scale
 from policy.build import assemble
 from policy.checkpoint import load, load_trainer, save
-from policy.entry import entry, out_dir, pick_device
+from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
 from policy.metrics import MetricsWriter
+from policy.progress import progress_bar
 from policy.trainer import Trainer, WindowOrder
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -83,7 +85,7 @@ class Run:
             policy=self.trainer.ema.module,
             contract=policy.contract,
             horizons=policy.horizons,
-            config=OmegaConf.to_container(self.cfg, resolve=True),
+            config=plain(self.cfg),
             trainer=self.trainer.state(),
             seconds=self.seconds,
             store_digest=self.store.digest(),
@@ -92,16 +94,16 @@ class Run:
         )
 
 
-def prepare(cfg: DictConfig, out: Path) -> Run:
-    """Open the store and build everything at step 0.
+def prepare(cfg: DictConfig, store: EpisodeStore, out: Path) -> Run:
+    """Everything at step 0.
 
     Raises:
         StoreError: the store cannot be learned from.
         ValueError: a setting is impossible.
     """
+    use_threads(cfg.threads)
     device = pick_device(cfg.device)
     horizons = Horizons(**cfg.horizons)
-    store = instantiate(cfg.store)
     learn, hold = split_episodes(store.n_episodes, cfg.holdout, seed=cfg.seed)
     dataset = WindowDataset(store, horizons, episodes=learn, device=device)
     holdout = WindowDataset(store, horizons, episodes=hold, device=device) if len(hold) else None
@@ -173,7 +175,10 @@ def fit(run: Run) -> bool:
     for writer in (metrics, timing):
         writer.truncate_after(trainer.step_count)
     start = time.monotonic() - run.seconds
-    with Interruption() as interruption, tqdm(unit="step", initial=trainer.step_count) as bar:
+    with (
+        Interruption() as interruption,
+        progress_bar(unit="step", initial=trainer.step_count) as bar,
+    ):
         while (progress := budget.progress(trainer.step_count, run.seconds)) < 1:
             if interruption.requested:
                 return False
@@ -185,7 +190,9 @@ def fit(run: Run) -> bool:
             if step % cfg.log_every == 0:
                 loss = log_loss(run, metrics, timing, lr=cfg.optimizer.lr * scale)
                 bar.total = round(step / max(progress, 1e-9))
-                bar.set_postfix(loss=f"{loss:.4f}", epoch=f"{step / order.steps_per_epoch:.1f}")
+                bar.set_postfix_str(
+                    f"loss {loss:.4f}, epoch {step / order.steps_per_epoch:.1f}", refresh=False
+                )
             if step % cfg.validate_every == 0 and run.holdout is not None:
                 metrics.write(step, val_loss=validate(run))
             if step % cfg.save_every == 0:
@@ -229,7 +236,7 @@ def resume(path: Path) -> Run:
     loaded = load(path)
     cfg = OmegaConf.create(loaded.config)
     assert isinstance(cfg, DictConfig)
-    run = prepare(cfg, loaded.run_dir)
+    run = prepare(cfg, instantiate(cfg.store), loaded.run_dir)
     if run.store.digest() != loaded.store_digest:
         raise ValueError(
             f"the store {run.store.path} is not the one of {path}: its content changed since; "
@@ -248,19 +255,34 @@ def run(cfg: DictConfig) -> Path:
     else:
         cfg = cfg.copy()
         cfg.store.path = str(Path(cfg.store.path).absolute())
-        out = out_dir(cfg, "train")
-        this = prepare(cfg, out)
+        store = instantiate(cfg.store)
+        this = prepare(cfg, store, out_dir(cfg, "train"))
     complete = fit(this)
     checkpoint = this.save()
     print(f"{'done' if complete else 'interrupted'} at step {this.trainer.step_count}")
     print(f"checkpoint (ema weights): {checkpoint}")
     if not complete:
         print(f"go on with: cadence train resume={this.out}")
+        raise KeyboardInterrupt
     return this.out
+
+
+def refuse_settings_beside_resume(overrides: Sequence[str]) -> None:
+    """Exit where a run is to be resumed with other settings, which it would not take."""
+    settings = [o for o in overrides if not o.startswith("-")]
+    others = [o for o in settings if not o.startswith("resume=")]
+    if others and len(others) < len(settings):
+        print(
+            f"cadence train: error: resume= takes the settings of the interrupted run; "
+            f"leave out {' '.join(others)}, or start a new run without resume=",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 def main() -> None:
     """Entry point."""
+    refuse_settings_beside_resume(sys.argv[1:])
     entry("train", run)
 
 

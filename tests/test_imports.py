@@ -25,7 +25,14 @@ MAY_IMPORT = {
     "policy.ema": (),
     "policy.metrics": (),
     "policy.statistics": (),
-    "policy.rl": ("policy.rl", "policy.types", "policy.diffusion", "policy.sampling", "policy.model", "data"),  # noqa: E501
+    "policy.rl": (
+        "policy.rl",
+        "policy.types",
+        "policy.diffusion",
+        "policy.sampling",
+        "policy.model",
+        "data",
+    ),
     "policy.control": ("policy.control", "policy.types", "data.types"),
     "policy.serving": ("policy.serving", "policy.types", "policy.control", "data.types"),
     "policy": PACKAGES,

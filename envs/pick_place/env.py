@@ -14,7 +14,7 @@ FINGER_OPEN = 0.04  # m, travel of one finger
 AT_TARGET = 0.035  # m, horizontal distance of the cube's centre
 RELEASED = 0.06  # m, opening that cannot hold the cube
 AT_REST = 0.05  # m/s
-HOLD_STEPS = 3  # control steps for which the cube has to stay
+HOLD_STEPS = 10  # control steps for which the cube has to stay
 
 ACTION = {
     "shape": (4,),
@@ -81,7 +81,7 @@ class PickPlace(MujocoEnv):
 
     ## Episode End
 
-    Termination: the cube has rested on the table within 3.5 cm of the target for three steps, the
+    Termination: the cube has rested on the table within 3.5 cm of the target for 10 steps, the
     gripper being open. `info["is_success"]` is then true.
     Truncation: after 100 steps.
 

@@ -14,7 +14,7 @@ PILLAR_X = 0.0  # m
 TOUCH = 0.001  # m, distance below which something touches the pillar
 LEFT, RIGHT = 1, 2  # indices into metadata["modes"]
 # Corners of the carry to the left [m]; to the right they are mirrored.
-VIA = ((-0.08, 0.135), (0.08, 0.135))
+VIA = ((-0.09, 0.14), (0.09, 0.14))
 
 
 class Pillar(PickPlace):
@@ -22,7 +22,7 @@ class Pillar(PickPlace):
 
     ## Description
 
-    `PickPlace` with a pillar of 4 cm radius and 30 cm height in the middle of the table. The
+    `PickPlace` with a pillar of 3.5 cm radius and 30 cm height in the middle of the table. The
     gripper cannot rise above 20 cm, so the cube has to go round the pillar, on the left (y > 0) or
     on the right. Both ways are equally good and nothing at the start tells which one to take: a
     policy has to decide. The mean of a way to the left and one to the right hits the pillar.

@@ -31,11 +31,11 @@ def expert(env, name):
 @pytest.mark.parametrize(
     ("id", "name"), [(PICK_PLACE, "expert"), (PILLAR, "left"), (PILLAR, "right")]
 )
-def test_expert_succeeds_within_40_steps(id, name):
+def test_expert_succeeds_within_50_steps(id, name):
     env = gymnasium.make(id)
     results = [play(env, expert(env, name), seed) for seed in range(40)]
     assert np.mean([info["is_success"] for info, _ in results]) >= 0.98
-    assert max(len(actions) for _, actions in results) <= 40
+    assert max(len(actions) for _, actions in results) <= 50
     if name in SIDES:
         assert {info["mode"] for info, _ in results} == {SIDES[name]}
 
@@ -83,8 +83,8 @@ def test_cube_that_starts_on_the_target_has_to_stay():
     env.reset(seed=0)
     env.data.joint("cube").qpos[:2] = env.data.mocap_pos[0, :2]
     hold = np.array([-0.2, 0.0, 0.15, 1.0])
-    terminated = [env.step(hold)[2] for _ in range(3)]
-    assert terminated == [False, False, True]
+    terminated = [env.step(hold)[2] for _ in range(10)]
+    assert terminated == [False] * 9 + [True]
 
 
 def test_action_beyond_the_limits_is_clipped():
@@ -128,7 +128,7 @@ def test_expert_picks_up_what_was_dropped():
 
     info, actions = play(env, clumsy, 0)
     assert info["is_success"]
-    assert len(actions) > 31
+    assert len(actions) > 40
 
 
 @pytest.mark.parametrize("seed", range(5))

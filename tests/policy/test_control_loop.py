@@ -1,19 +1,21 @@
 """The loop on a virtual clock: which action reaches the robot at which instant, exactly."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 
-from data.types import Contract, Field, Horizons, Observation
+from data.types import Contract, Field, Horizons, Kind, Observation
 from policy.control.clock import VirtualClock
 from policy.control.latency import TimingLog
-from policy.control.loop import History, control_loop
+from policy.control.loop import History, Policy, control_loop
 from policy.control.plan import UnsafeActionError
 from policy.types import ActionChunk
 
 DT = 0.125  # A power of two: instants compare exactly.
 
 
-def contract(kind="absolute"):
+def contract(kind: Kind = "absolute"):
     state = Field(shape=(1,), unit="m")
     return Contract({"state": state}, Field(shape=(2,), unit="m", kind=kind), control_dt=DT)
 
@@ -21,7 +23,7 @@ def contract(kind="absolute"):
 class FakeRobot:
     """Remembers what it was told and when; its observation is the time."""
 
-    def __init__(self, clock, kind="absolute"):
+    def __init__(self, clock, kind: Kind = "absolute"):
         self.contract = contract(kind)
         self.clock = clock
         self.commands = []
@@ -52,7 +54,9 @@ class NumberedPolicy:
         return ActionChunk(actions, tick, contract())
 
 
-def run(*, delay=0.0, pred=8, action=4, obs=2, n_ticks=10, kind="absolute", start=3.0, **kwargs):
+def run(
+    *, delay=0.0, pred=8, action=4, obs=2, n_ticks=10, kind: Kind = "absolute", start=3.0, **kwargs
+):
     clock = VirtualClock(start=start)
     robot, log = FakeRobot(clock, kind), TimingLog(DT)
     policy = NumberedPolicy(clock, delay=delay, pred=pred)
@@ -150,7 +154,7 @@ def test_chunk_that_arrives_after_its_end_is_never_indexed_past_it():
 @pytest.mark.parametrize(
     ("kind", "held"), [("absolute", (4, 1)), ("delta", (0, 0)), ("relative", (0, 0))]
 )
-def test_starvation_holds_the_last_command(kind, held):
+def test_starvation_holds_the_last_command(kind: Kind, held):
     class SlowLater(NumberedPolicy):
         def __call__(self, history, tick):
             self.delay = 3.0 if tick == 6 else 0.0
@@ -227,9 +231,9 @@ def test_robot_is_stopped_whatever_happens(error, where):
     def fail(*_):
         raise error
 
-    policy = NumberedPolicy(clock)
+    policy: Policy = NumberedPolicy(clock)
     if where == "policy":
-        policy = fail
+        policy = cast(Policy, fail)
     else:
         setattr(robot, where, fail)
     with pytest.raises(error):

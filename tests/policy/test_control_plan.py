@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.types import Contract, Field
+from data.types import Contract, Field, Kind
 from policy.control.plan import Plan, UnsafeActionError, hold
 from policy.types import ActionChunk
 
@@ -72,7 +72,7 @@ def test_chunks_out_of_order_are_an_error():
     ("kind", "expected"),
     [("absolute", [3.0, 4.0]), ("delta", [0.0, 4.0]), ("relative", [0.0, 4.0])],
 )
-def test_hold_stands_still_and_keeps_discrete_elements(kind, expected):
+def test_hold_stands_still_and_keeps_discrete_elements(kind: Kind, expected):
     field = Field(shape=(2,), kind=kind, discrete=(1,))
     last = np.array([3.0, 4.0])
     assert hold(last, field).tolist() == expected

@@ -1,3 +1,5 @@
+"""Shares, ranges and shapes of the patterns of noise levels."""
+
 import math
 
 import pytest

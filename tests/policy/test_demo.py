@@ -30,9 +30,18 @@ def test_every_stage_composes_and_hands_over_to_the_next(cfg, tmp_path):
 
 
 def test_a_stage_takes_any_setting_of_its_verb():
-    cfg = compose_config("demo", ["+train.batch_size=32", "+train.steps=null"])
+    cfg = compose_config("demo", ["+train.optimizer.lr=0.5", "+train.steps=null"])
     overrides = stage_overrides(cfg, "train", Path("there"))
-    assert {"batch_size=32", "steps=null"} < set(overrides)
+    assert {"optimizer.lr=0.5", "steps=null"} < set(overrides)
+    assert compose_config("train", overrides).optimizer.lr == 0.5
+
+
+def test_interrupted_training_is_resumed_from_its_checkpoint(cfg, tmp_path):
+    out = tmp_path / "demo"
+    assert compose_config("train", stage_overrides(cfg, "train", out)).resume is None
+    (out / "train" / "checkpoints" / "step_00000010").mkdir(parents=True)
+    settings = compose_config("train", stage_overrides(cfg, "train", out))
+    assert settings.resume == str(out / "train")
 
 
 def test_a_folder_that_is_not_a_demos_is_left_alone(tmp_path):
@@ -81,3 +90,33 @@ def test_interrupted_demo_goes_on_with_the_stage_it_hit(cfg, tmp_path, monkeypat
     play_stages(cfg, out, open_folder(out, fresh=False))
     assert worked == ["evaluate", "run"]
     assert list(open_folder(out, fresh=False)) == list(VERBS)
+
+
+def test_whole_job_in_small_ends_with_a_report(tmp_path, capsys):
+    out = tmp_path / "demo"
+    small = [
+        f"out={out}",
+        "collect.starts=2",
+        "+train.steps=2",
+        "+train.minutes=null",
+        "+train.batch_size=8",
+        "+train.net.channels=[8,16]",
+        "+train.holdout=0.25",
+        "evaluate.episodes=2",
+        "+evaluate.videos=0",
+        "run.episodes=1",
+        "+run.seconds=0.4",
+        "sketches=1",
+        "samples=4",
+    ]
+    demo.run(compose_config("demo", small))
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "put the cube on the target" in page
+    assert "<animate" in page  # No film was made, so the rollout is drawn.
+    assert "4 demonstrations" in page
+    told = capsys.readouterr().out
+    assert "Missed deadlines" in told
+    assert told.rstrip().endswith(f"report: {out / 'report.html'}")
+    control = json.loads((out / "run" / "run.json").read_text())
+    n_ticks = control["timing"]["n_commands"] + control["timing"]["n_missed"]
+    assert n_ticks == control["episodes"][0]["ticks"] <= 4

@@ -1,3 +1,5 @@
+"""The loss on predictions whose error is known."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Noise per stream."""
+
 import pytest
 import torch
 

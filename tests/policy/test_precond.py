@@ -1,3 +1,5 @@
+"""Parameterisations against their definitions."""
+
 import pytest
 import torch
 
@@ -30,6 +32,7 @@ def target(preconditioning, x0, eps, x, sigma):
             return x0
         case EDM(sigma_data=d):  # equation 8 of Karras et al.
             return (x0 - d**2 / (s**2 + d**2) * x) * (s**2 + d**2).sqrt() / (s * d)
+    raise AssertionError(preconditioning)
 
 
 @pytest.mark.parametrize("preconditioning", ALL)
@@ -53,11 +56,9 @@ def test_edm_weight_is_the_sum_of_inverse_variances():
 
 
 @pytest.mark.parametrize("preconditioning", ALL)
-def test_network_input_and_target_have_unit_scale(preconditioning):
-    if isinstance(preconditioning, X0 | Eps | V):  # built for data of unit variance
-        data_std = 1.0
-    else:
-        data_std = preconditioning.sigma_data
+def test_network_input_has_unit_scale(preconditioning):
+    # All but EDM are built for data of unit variance.
+    data_std = preconditioning.sigma_data if isinstance(preconditioning, EDM) else 1.0
     std = preconditioning(SIGMA).c_in * (SIGMA**2 + data_std**2).sqrt()
     torch.testing.assert_close(std, torch.ones_like(std))
 
@@ -70,10 +71,13 @@ def test_clean_actions_come_back_untouched_with_finite_gradients(preconditioning
     x0_hat = denoised(preconditioning, x, sigma, raw)
     assert torch.equal(x0_hat[:, 0], x[:, 0])
     c = preconditioning(sigma)
-    (x0_hat.sum() + c.c_in.sum() + c.c_noise.sum() + loss_weight(preconditioning, sigma).sum()).backward()
-    for tensor in (x, raw, sigma):
-        assert tensor.grad is not None
-        assert torch.isfinite(tensor.grad).all()
+    (
+        x0_hat.sum() + c.c_in.sum() + c.c_noise.sum() + loss_weight(preconditioning, sigma).sum()
+    ).backward()
+    assert x.grad is not None
+    assert raw.grad is not None
+    assert sigma.grad is not None
+    assert all(torch.isfinite(gradient).all() for gradient in (x.grad, raw.grad, sigma.grad))
     assert torch.equal(x.grad[:, 0], torch.ones(1, 2))
     assert torch.equal(raw.grad[:, 0], torch.zeros(1, 2))
     assert loss_weight(preconditioning, sigma)[0, 0] == 0

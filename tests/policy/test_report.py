@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -96,12 +97,17 @@ def results(*, videos=(), sketches=()):
                 "latency": summary(0.0123),
                 "delay": summary(0.001),
             },
-            "samples": {"period": [0.1] * 30, "latency": [0.0123] * 30, "delay": [0.001] * 30},
+            "samples": {
+                "period": [0.1] * 29 + [0.0925],
+                "latency": [0.0123] * 30,
+                "delay": [0.001] * 30,
+            },
         },
         n_demonstrations=200,
         videos=videos,
         sketches=sketches,
         control_dt=0.1,
+        redraw="cadence demo fresh=false",
     )
 
 
@@ -124,11 +130,13 @@ def test_page_is_self_contained_and_shows_its_numbers():
         "0.91 [0.83, 0.96]",
         "left 0.50, right 0.50",
         "12.3 / 24.6 / 36.9 ms",
-        "100.00 / 300.00 ms",
+        "100.0 / 200.0 / 300.0 ms",
         "3 of 80",
         "1 of 2",
+        "0.5 min",
+        "20 steps on 200 demonstrations",
         "2.0 min",
-        "200",
+        "largest deviation 7.50 ms",
         "seeds 100000..100099",
         "cadence train env=pillar",
     ):
@@ -139,6 +147,16 @@ def test_page_without_anything_to_draw_from_above_still_stands():
     page = demo_page(results())
     check_self_contained(page)
     assert "What the policy could do next" not in page
+
+
+def test_page_of_a_run_that_ended_at_once_still_stands():
+    made = results()
+    timing = {**made.control["timing"], "period": None, "latency": None, "n_commands": 0}
+    nothing = {"period": [], "latency": [], "delay": []}
+    control = {**made.control, "timing": timing, "samples": nothing, "episodes": []}
+    page = demo_page(replace(made, control=control, metrics=[]))
+    check_self_contained(page)
+    assert "no samples" in page
 
 
 def test_every_panel_says_how_it_came_about():

@@ -4,11 +4,13 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import pytest
 
 from data.types import Contract, Field, Horizons
 from policy.agent import Agent
 from policy.control.latency import TimingLog
-from policy.run import StreamPolicy, timing_table
+from policy.entry import compose_config
+from policy.run import StreamPolicy, run, timing_table
 
 CONTRACT = Contract({"place": Field(shape=(2,))}, Field(shape=(2,)), control_dt=0.1)
 
@@ -59,3 +61,10 @@ def test_table_shows_milliseconds_and_counts():
 
 def test_table_of_an_interrupted_run_says_that_there_is_nothing():
     assert "no samples" in timing_table(TimingLog(0.1))
+
+
+@pytest.mark.parametrize("setting", ["episodes", "seconds"])
+def test_nothing_to_run_is_refused(setting):
+    cfg = compose_config("run", ["env=pillar", "checkpoint=there", f"{setting}=0"])
+    with pytest.raises(ValueError, match=f"{setting} is 0"):
+        run(cfg)

@@ -1,3 +1,5 @@
+"""Grids of noise levels, and the cosine schedule against published values."""
+
 import math
 
 import pytest
@@ -12,7 +14,17 @@ from policy.diffusion.schedule import (
 )
 
 # Levels of training indices of the cosine schedule, three digits, as published checkpoints use.
-PUBLISHED = {0: 0.025, 1: 0.042, 10: 0.186, 20: 0.353, 49: 1.01, 75: 2.55, 90: 7.08, 98: 64, 99: 2029}
+PUBLISHED = {
+    0: 0.025,
+    1: 0.042,
+    10: 0.186,
+    20: 0.353,
+    49: 1.01,
+    75: 2.55,
+    90: 7.08,
+    98: 64,
+    99: 2029,
+}
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 8])

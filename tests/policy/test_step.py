@@ -1,3 +1,5 @@
+"""The step kernel against the textbook forms, and its gradients."""
+
 import pytest
 import torch
 
@@ -54,7 +56,7 @@ def test_eta_zero_is_ddim_in_variance_preserving_variables():
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_step_keeps_the_marginal(eta):
-    """With the true x0, x = x0 + sigma eps must become x0 + sigma_next eps', eps' of unit variance."""
+    """With the true x0, x0 + sigma eps must become x0 + sigma_next eps', eps' of variance 1."""
     x, x0 = chunk()
     sigma, sigma_next = levels(2.0, x), levels(0.7, x)
     mean, std = ancestral_moments(x, x0, sigma, sigma_next, eta=eta)

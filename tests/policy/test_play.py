@@ -1,0 +1,123 @@
+"""What an evaluation measures does not depend on how many episodes run side by side."""
+
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from data.normalize import Normalizer
+from data.record import contract_of
+from data.types import Horizons
+from envs.vector import make_vec
+from policy.agent import Agent
+from policy.build import assemble
+from policy.diffusion.schedule import karras
+from policy.diffusion.step import dpmpp_2m
+from policy.entry import compose_config
+from policy.evaluate import summarise, summary_line
+from policy.play import Episode, play
+from policy.sampling.sequential import Sequential
+
+MAKE = partial(gymnasium.make, "envs.pillar:cadence/Pillar-v0", max_episode_steps=20)
+HORIZONS = Horizons(obs=2, pred=8, action=4)
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    """A policy with random weights: chaotic enough that a difference would show."""
+    env = MAKE()
+    contract = contract_of(env)
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.uniform(-0.3, 0.3, (50, *field.shape)) for name, field in contract.fields.items()
+    }
+    env.close()
+    torch.manual_seed(0)
+    cfg = compose_config("train", ["store.path=none", "net.channels=[16,32]"])
+    policy = assemble(cfg, contract, HORIZONS, Normalizer.fit(contract, arrays))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    sampler = Sequential(
+        pred_horizon=8,
+        action_size=4,
+        grid=karras(n_steps=3, sigma_min=0.01, sigma_max=20.0, rho=7.0),
+        solver=dpmpp_2m,
+    )
+    return Agent(policy, sampler, rows=4)
+
+
+def episodes(agent: Agent, num_envs: int) -> list[Episode]:
+    envs = make_vec(MAKE, num_envs, horizons_obs=2, horizons_action=4)
+    finished: list[Episode] = []
+    play(agent, envs, range(10), action_horizon=4, finished=finished)
+    envs.close()
+    return sorted(finished, key=lambda e: e.seed)
+
+
+def test_results_do_not_depend_on_the_number_of_parallel_envs(agent):
+    assert episodes(agent, 1) == episodes(agent, 7) == episodes(agent, 10)
+
+
+def test_each_seed_is_played_once_to_its_end(agent):
+    played = episodes(agent, 3)
+    assert [e.seed for e in played] == list(range(10))
+    assert all(1 <= e.length <= 20 for e in played)
+
+
+def test_chunks_of_a_stream_do_not_depend_on_its_neighbours(agent):
+    """Bit for bit, which holds because the network always runs on the same number of rows."""
+    rng = np.random.default_rng(1)
+    observation = {
+        name: rng.uniform(-0.2, 0.2, (6, 2, *field.shape)).astype(np.float32)
+        for name, field in agent.contract.observation.items()
+    }
+    together = agent.chunk(agent.start(range(6)), observation)
+    for stream in range(6):
+        alone = {name: values[[stream]] for name, values in observation.items()}
+        assert np.array_equal(agent.chunk(agent.start([stream]), alone)[0], together[stream])
+
+
+def test_a_restarted_slot_repeats_its_stream(agent):
+    observation = {
+        name: np.zeros((2, 2, *field.shape), np.float32)
+        for name, field in agent.contract.observation.items()
+    }
+    streams = agent.start([5, 6])
+    first = agent.chunk(streams, observation)
+    second = agent.chunk(streams, observation)
+    assert not np.array_equal(first, second), "each chunk has its own noise"
+    agent.restart(streams, 1, 5)
+    assert np.array_equal(agent.chunk(streams, observation)[1], first[0])
+
+
+def test_slots_that_need_no_chunk_are_left_alone(agent):
+    observation = {
+        name: np.zeros((2, 2, *field.shape), np.float32)
+        for name, field in agent.contract.observation.items()
+    }
+    streams, reference = agent.start([5, 6]), agent.start([5, 6])
+    expected = agent.chunk(reference, observation)
+    assert np.array_equal(agent.chunk(streams, observation, [0])[1], np.zeros_like(expected[1]))
+    assert np.array_equal(agent.chunk(streams, observation, [1])[1], expected[1])
+
+
+def test_summary_counts_success_and_ways():
+    played = [
+        Episode(0, score=1.0, success=True, length=10, mode=1),
+        Episode(1, score=1.0, success=True, length=20, mode=2),
+        Episode(2, score=1.0, success=True, length=30, mode=2),
+        Episode(3, score=0.2, success=False, length=40, mode=2),
+    ]
+    summary = summarise(played, ("none", "left", "right"))
+    assert summary["success"] == 0.75
+    assert summary["score"] == pytest.approx(0.8)
+    assert summary["mean_length"] == 25
+    assert summary["modes"] == {"left": pytest.approx(1 / 3), "right": pytest.approx(2 / 3)}
+    low, high = summary["success_interval"]
+    assert low < 0.75 < high
+    line = summary_line({**summary, "calls_per_action": 1.0})
+    assert "success 0.750" in line
+    assert "calls per action 1" in line

@@ -1,0 +1,156 @@
+"""Samplers with the exact denoiser of Gaussian data."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from policy.diffusion.schedule import cosine_vp, karras, log_uniform
+from policy.diffusion.step import History, ancestral, dpmpp_2m, no_history
+from policy.sampling.sequential import Sequential
+
+TP, DA = 4, 2
+MEAN, STD = 0.4, 0.15
+
+
+def solver(name):
+    if name == "2m":
+        return dpmpp_2m
+    eta = {"ddim": 0.0, "ddpm": 1.0}[name]
+    return lambda *args, **kwargs: ancestral(*args, **kwargs, eta=eta)
+
+
+def sampler(name, grid, **settings):
+    return Sequential(pred_horizon=TP, action_size=DA, grid=grid, solver=solver(name), **settings)
+
+
+def gaussian(x, sigma, cond):
+    """The exact denoiser of actions that are normal with MEAN and STD."""
+    s = sigma[..., None]
+    return (STD**2 * x + s**2 * MEAN) / (STD**2 + s**2)
+
+
+def seeded(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def sample(a_sampler, batch, generator, denoiser=gaussian):
+    carry = a_sampler.start(batch, generator)
+    return a_sampler(denoiser, torch.zeros(batch, 1), carry, generator)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "2m"])
+def test_samples_have_mean_and_deviation_of_the_data(name):
+    a_sampler = sampler(name, log_uniform(100, sigma_min=0.01, sigma_max=20.0))
+    x, _ = sample(a_sampler, 2500, torch.Generator().manual_seed(0))
+    # 20,000 values: four standard errors of mean and deviation, and 2 % for 100 finite steps.
+    assert x.mean().item() == pytest.approx(MEAN, abs=4 * STD / math.sqrt(20_000) + 0.003)
+    assert x.std().item() == pytest.approx(STD, rel=4 / math.sqrt(40_000) + 0.02)
+
+
+def deviation_after(name, n_steps):
+    """Deviation that a deterministic solver gives, from two noises: it is linear in x here."""
+    grid = log_uniform(n_steps, sigma_min=0.05, sigma_max=2.0)[:-1].double()
+    x = torch.tensor([[[2.0]], [[-2.0]]], dtype=torch.float64)
+    history = no_history(x)
+    for level, level_next in itertools.pairwise(grid.tolist()):
+        sigma, sigma_next = x.new_full((2, 1), level), x.new_full((2, 1), level_next)
+        x0_hat = gaussian(x, sigma, None)
+        x = solver(name)(x, x0_hat, sigma, sigma_next, history=history, generator=torch.Generator())
+        history = History(x0_hat, sigma)
+    return (x[0] - x[1]).item() / 2
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("2m", 2)])
+def test_order_of_convergence(name, order):
+    """The flow of a Gaussian is known: deviations from the mean scale as sqrt(STD^2 + sigma^2)."""
+    exact = 2.0 * math.sqrt((STD**2 + 0.05**2) / (STD**2 + 2.0**2))
+    ns = [32, 64, 128, 256]
+    errors = [abs(deviation_after(name, n) - exact) for n in ns]
+    log_n, log_e = torch.tensor(ns).double().log(), torch.tensor(errors).double().log()
+    centred = log_n - log_n.mean()
+    slope = (centred * log_e).sum() / (centred**2).sum()
+    assert -slope.item() == pytest.approx(order, abs=0.2)
+
+
+def test_few_step_ddpm_has_the_variance_of_its_own_grid():
+    """Each step must use the level it really came from. The variance follows by recursion."""
+    grid = karras(10, sigma_min=0.02, sigma_max=20.0)
+    variance = float(grid[0]) ** 2
+    for s, s_next in itertools.pairwise(grid.tolist()):
+        gain = STD**2 / (STD**2 + s**2)  # of the denoiser
+        keep = s_next**2 / s**2
+        variance = (gain + keep * (1 - gain)) ** 2 * variance + s_next**2 * (1 - keep)
+    x, _ = sample(sampler("ddpm", grid), 2500, torch.Generator().manual_seed(0))
+    assert x.std().item() == pytest.approx(math.sqrt(variance), rel=4 / math.sqrt(40_000))
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "2m"])
+def test_nfe_is_true_and_each_call_gets_one_level(name):
+    seen = []
+
+    def counting(x, sigma, cond):
+        assert x.shape == (3, TP, DA)
+        assert sigma.shape == (3, TP)
+        assert (sigma == sigma[0, 0]).all()
+        seen.append(sigma[0, 0].item())
+        return gaussian(x, sigma, cond)
+
+    grid = karras(5, sigma_min=0.01, sigma_max=20.0)
+    a_sampler = sampler(name, grid)
+    sample(a_sampler, 3, seeded(1, 2, 3), counting)
+    assert len(seen) == a_sampler.nfe == 5
+    assert seen == pytest.approx(grid[:-1].tolist())
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "2m"])
+def test_stream_does_not_depend_on_its_neighbours(name):
+    a_sampler = sampler(name, karras(4, sigma_min=0.01, sigma_max=20.0))
+    together, _ = sample(a_sampler, 3, seeded(1, 2, 3))
+    alone, _ = sample(a_sampler, 1, seeded(2))
+    assert torch.equal(together[1:2], alone)
+
+
+def test_same_seed_same_chunk_and_a_new_chunk_each_call():
+    a_sampler = sampler("ddim", karras(4, sigma_min=0.01, sigma_max=20.0))
+    generator = torch.Generator().manual_seed(0)
+    first, carry = sample(a_sampler, 2, generator)
+    carry = a_sampler.shift(carry, 2)
+    second, _ = a_sampler(gaussian, torch.zeros(2, 1), carry, generator)
+    again, _ = sample(a_sampler, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_one_call_returns_the_prediction():
+    a_sampler = sampler("2m", torch.tensor([20.0, 0.0]))
+    x, _ = sample(a_sampler, 2, torch.Generator(), lambda x, s, c: torch.full_like(x, 0.3))
+    torch.testing.assert_close(x, torch.full((2, TP, DA), 0.3))
+
+
+def test_carry_has_the_chunk():
+    a_sampler = sampler("ddim", torch.tensor([20.0, 0.0]))
+    start = a_sampler.start(3, seeded(1, 2, 3))
+    x, carry = sample(a_sampler, 3, seeded(1, 2, 3))
+    assert start.x.shape == carry.x.shape == (3, TP, DA)
+    assert start.sigma.shape == carry.sigma.shape == (3, TP)
+    assert torch.equal(carry.x, x)
+
+
+def test_clip_limits_the_prediction():
+    grid = cosine_vp(10)
+    limited = sampler("ddpm", grid, clip=1.0)
+    x, _ = sample(limited, 2, torch.Generator().manual_seed(0), lambda x, s, c: x * 50)
+    assert x.abs().max() <= 1
+
+
+@pytest.mark.parametrize("grid", [[1.0], [1.0, 0.5], [0.5, 1.0, 0.0], [1.0, 1.0, 0.0]])
+def test_grid_that_does_not_decrease_to_zero_is_refused(grid):
+    with pytest.raises(ValueError, match="must decrease and end in 0"):
+        sampler("ddim", torch.tensor(grid))
+
+
+def test_impossible_clip_is_refused():
+    with pytest.raises(ValueError, match=r"clip is 0\.0"):
+        sampler("ddim", torch.tensor([1.0, 0.0]), clip=0.0)
