@@ -102,7 +102,11 @@ def record(
     if "contract" in env.metadata:
         store.contract.check(contract_of(env), this=f"store {store.path}", that=f"env {env}")
     wanted = [(int(seed), name) for seed in seeds for name in experts]
-    recorded = {(e.get("seed"), e.get("expert")) for e in store.episode_metadata}
+    # A store may hold several tasks of one contract.
+    task = env.metadata["contract"].get("task", "") if "contract" in env.metadata else ""
+    recorded = {
+        (e.get("seed"), e.get("expert")) for e in store.episode_metadata if e.get("task") == task
+    }
     todo = [pair for pair in wanted if pair not in recorded]
     n_before, failed, n_clipped = store.n_episodes, Counter(), 0
 
@@ -129,6 +133,7 @@ def record(
                     "seed": seed,
                     "expert": name,
                     "success": episode.is_success,
+                    "task": task,
                 }
                 if episode.mode is not None:
                     metadata["mode"] = episode.mode

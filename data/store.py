@@ -113,7 +113,7 @@ class EpisodeStore:
         if own is None and contract is None:
             raise StoreError(
                 f"{path} has no contract in its attributes: say what its numbers mean by giving "
-                f"one (contract=...)"
+                f"one (store=NAME with a contract, as configs/store/push_t_human.yaml has it)"
             )
         if own is None and mode == "a":
             raise StoreError(

@@ -1,4 +1,4 @@
-"""The published Push-T benchmark, from the package gym-pusht (`pip install cadence[pusht]`).
+"""The published Push-T benchmark, from the package gym-pusht (extra `pusht`).
 
 A disc pushes a T-shaped block onto a target in a 512 x 512 pixel world at 10 Hz. The reward is the
 covered fraction of the target, clipped at 0.95 and divided by 0.95; an episode has 300 steps. The
@@ -42,8 +42,7 @@ def make(render_mode: str | None = None) -> gymnasium.Env:
         import gym_pusht  # noqa: F401  (registers the environment)
     except ImportError as error:
         raise ImportError(
-            "env=gym_pusht needs the package gym-pusht: pip install 'cadence[pusht]', "
-            "or pip install -e '.[pusht]' in a clone"
+            "env=gym_pusht needs the package gym-pusht: pip install -e '.[pusht]'"
         ) from error
     env = gymnasium.make("gym_pusht/PushT-v0", render_mode=render_mode, disable_env_checker=True)
     # The package promises 0..512, but a hard push takes agent and block a few pixels outside.

@@ -1,4 +1,4 @@
-"""Meta-World: 50 table-top tasks of one arm, with experts (`pip install cadence[metaworld]`).
+"""Meta-World: 50 table-top tasks of one arm, with experts (extra `metaworld`).
 
 Observation `state` (39,): hand x y z [m], gripper opening 0..1, up to two objects (position [m] and
 quaternion, zero where unused), the same 18 numbers one step ago, goal x y z [m]. Action (4,) in
@@ -58,7 +58,7 @@ def make(
     """
     tasks, policies = _package()
     if task not in tasks:
-        near = difflib.get_close_matches(task, tasks, n=5, cutoff=0.4) or sorted(tasks)
+        near = difflib.get_close_matches(str(task), tasks, n=5, cutoff=0.4) or sorted(tasks)
         raise ValueError(f"no Meta-World task {task!r}; near matches: {', '.join(near)}")
     # A subclass, so that nothing changes for other users of the package in this process.
     seeded = type(tasks[task].__name__, (SeededTask, tasks[task]), {})
@@ -161,7 +161,6 @@ def _package() -> tuple[Mapping[str, type], Mapping[str, type]]:
         from metaworld.policies import ENV_POLICY_MAP
     except ImportError as error:
         raise ImportError(
-            "env=metaworld needs the package metaworld: pip install 'cadence[metaworld]', "
-            "or pip install -e '.[metaworld]' in a clone"
+            "env=metaworld needs the package metaworld: pip install -e '.[metaworld]'"
         ) from error
     return ALL_V3_ENVIRONMENTS, ENV_POLICY_MAP

@@ -9,6 +9,8 @@ ways gives two demonstrations of every start. Episodes that fail are counted and
 the same command with `out=` the same folder goes on where it stopped.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -17,16 +19,19 @@ from omegaconf import DictConfig, ListConfig
 
 from data.record import RecordReport, contract_of, record
 from data.store import EpisodeStore
+from data.types import Contract
 from policy.entry import entry, out_dir
 from policy.progress import progress_bar
 
 
-def record_task(cfg: DictConfig, path: Path, task: str | None) -> RecordReport:
-    """Record all starts of one task into the store at `path`."""
-    env = instantiate(cfg.env, task=task)() if task is not None else instantiate(cfg.env)()
+def record_task(
+    cfg: DictConfig, path: Path, task: str | None, tasks: Sequence[str | None]
+) -> RecordReport:
+    """Record all starts of one task into the store at `path`, which is for all of `tasks`."""
+    env = instantiate(cfg.env)() if task is None else instantiate(cfg.env, task=task)()
     try:
         experts = _experts(env, cfg)
-        store = _open(path, env)
+        store = _open(path, contract_of(env), tasks)
         seeds = range(cfg.seed, cfg.seed + cfg.starts)
         n_episodes = len(seeds) * len(experts)
         with progress_bar(total=n_episodes, unit="episode", description=task) as bar:
@@ -52,9 +57,10 @@ def _experts(env: gym.Env, cfg: DictConfig) -> dict:
     return experts()
 
 
-def _open(path: Path, env: gym.Env) -> EpisodeStore:
-    contract = contract_of(env)
+def _open(path: Path, contract: Contract, tasks: Sequence[str | None]) -> EpisodeStore:
     if not path.exists():
+        if len(tasks) > 1:
+            contract = replace(contract, task=", ".join(map(str, tasks)))
         return EpisodeStore.create(path, contract)
     store = EpisodeStore.open(path, mode="a")
     contract.check(store.contract, this="the environment", that=f"the store {path}")
@@ -82,7 +88,7 @@ def run(cfg: DictConfig) -> Path:
     tasks = list(cfg.task) if isinstance(cfg.task, ListConfig) else [cfg.task]
     try:
         for task in tasks:
-            outcome = record_task(cfg, path, task)
+            outcome = record_task(cfg, path, task, tasks)
             print(describe(outcome))
             if outcome.is_interrupted:
                 print(f"go on with the same command and out={out}")

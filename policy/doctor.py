@@ -1,6 +1,7 @@
 """Say what is wrong with a store, a checkpoint or this machine, and how to mend it.
 
     cadence doctor outputs/collect/latest/store.zarr
+    cadence doctor PATH/pusht_cchi_v7_replay.zarr store=push_t_human
     cadence doctor outputs/train/latest
     cadence doctor
 
@@ -61,7 +62,8 @@ def run(cfg: DictConfig) -> int:
     path = Path(cfg.path)
     if is_checkpoint(path):
         return report(examine_checkpoint(path))
-    contract = instantiate(cfg.contract) if cfg.contract else None
+    given = cfg.store.get("contract")
+    contract = None if given is None else instantiate(given)
     return report(examine_store(path, contract))
 
 

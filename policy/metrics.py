@@ -100,7 +100,7 @@ class _EventWriter:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ModuleNotFoundError(
-                "TensorBoard is not installed: pip install 'cadence[tensorboard]', "
+                "TensorBoard is not installed: pip install -e '.[tensorboard]', "
                 "or leave it off, metrics.jsonl holds the same numbers"
             ) from error
         self._open = SummaryWriter

@@ -11,7 +11,7 @@ from envs.pick_place.expert import Expert
 CONTROL_DT = 0.1  # s
 CUBE_HALF = 0.02  # m
 FINGER_OPEN = 0.04  # m, travel of one finger
-AT_TARGET = 0.035  # m, horizontal distance of the cube's centre
+AT_TARGET = 0.04  # m, horizontal distance of the cube's centre
 RELEASED = 0.06  # m, opening that cannot hold the cube
 AT_REST = 0.05  # m/s
 HOLD_STEPS = 10  # control steps for which the cube has to stay
@@ -77,11 +77,11 @@ class PickPlace(MujocoEnv):
     ## Starting State
 
     Uniform: cube x in [-0.25, -0.12], y in [-0.12, 0.12]; target x in [0.12, 0.25], y in
-    [-0.12, 0.12]; gripper, open, x in [-0.23, -0.17], y in [-0.03, 0.03], z in [0.14, 0.18].
+    [-0.12, 0.12]; gripper, open, x in [-0.22, -0.18], y in [-0.02, 0.02], z in [0.14, 0.16].
 
     ## Episode End
 
-    Termination: the cube has rested on the table within 3.5 cm of the target for 10 steps, the
+    Termination: the cube has rested on the table within 4 cm of the target for 10 steps, the
     gripper being open. `info["is_success"]` is then true.
     Truncation: after 100 steps.
 
@@ -106,7 +106,7 @@ class PickPlace(MujocoEnv):
     # Lower and upper limits of the start [m].
     CUBE = ((-0.25, -0.12), (-0.12, 0.12))
     TARGET = ((0.12, -0.12), (0.25, 0.12))
-    GRIPPER = ((-0.23, -0.03, 0.14), (-0.17, 0.03, 0.18))
+    GRIPPER = ((-0.22, -0.02, 0.14), (-0.18, 0.02, 0.16))
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Scripted expert for pick_place and its relatives: a state machine read off the observation."""
+"""Scripted expert for pick_place and its relatives: a state machine read off the observations."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,8 +19,9 @@ CLOSE, OPEN = 0.0, 1.0
 class Expert:
     """Moves at constant speed: over the cube, down, close, up, over the target, down, open, up.
 
-    The phase follows from the present observation alone, so that a dropped cube is picked up again
-    and a learner can tell from what it sees what comes next.
+    The phase follows from the last two observations, so that a dropped cube is picked up again and
+    a learner can tell from what it sees what comes next. After taking or leaving the cube it stays
+    for a step, so that nothing hangs on the very step in which the fingers move.
 
     Args:
         via: corners (x, y) [m] that the carry passes on its way, by increasing x.
@@ -28,6 +29,7 @@ class Expert:
 
     def __init__(self, via: Sequence[tuple[float, float]] = ()):
         self._via = via
+        self._was_held = False
 
     def __call__(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """The action [4] for an observation of `PickPlace`."""
@@ -36,12 +38,15 @@ class Expert:
         target = np.asarray(observation["target"], float)
         is_held = gap < HELD and np.linalg.norm(gripper - cube) < NEAR
         is_placed = cube[2] < LOW and np.linalg.norm(cube[:2] - target) < NEAR
-        if is_held:
+        if is_held != self._was_held:
+            goal, command = gripper, CLOSE if is_held else OPEN
+        elif is_held:
             goal, command = self._carry(gripper, target)
         elif is_placed:
             goal, command = np.array([*gripper[:2], HOVER]), OPEN
         else:
             goal, command = fetch(gripper, gap, cube)
+        self._was_held = is_held
         return np.append(toward(gripper, goal), command).astype(np.float32)
 
     def _carry(self, gripper: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:

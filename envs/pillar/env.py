@@ -55,8 +55,8 @@ class Pillar(PickPlace):
 
     ## Starting State
 
-    Uniform: cube x in [-0.24, -0.16], y in [-0.05, 0.05]; target x in [0.16, 0.24], y in
-    [-0.05, 0.05]; gripper, open, x in [-0.23, -0.17], y in [-0.03, 0.03], z in [0.14, 0.18].
+    Uniform: cube x in [-0.23, -0.17], y in [-0.04, 0.04]; target x in [0.17, 0.23], y in
+    [-0.04, 0.04]; gripper, open, x in [-0.22, -0.18], y in [-0.02, 0.02], z in [0.14, 0.16].
 
     ## Episode End
 
@@ -77,8 +77,8 @@ class Pillar(PickPlace):
     metadata: dict[str, Any] = {**PickPlace.metadata, "modes": ("none", "left", "right")}  # noqa: RUF012
     XML = Path(__file__).parent / "pillar.xml"
     CONTRACT = {**PickPlace.CONTRACT, "task": "put the cube on the target behind the pillar"}  # noqa: RUF012
-    CUBE = ((-0.24, -0.05), (-0.16, 0.05))
-    TARGET = ((0.16, -0.05), (0.24, 0.05))
+    CUBE = ((-0.23, -0.04), (-0.17, 0.04))
+    TARGET = ((0.17, -0.04), (0.23, 0.04))
 
     def outcome(self, state: State) -> tuple[float, bool, dict[str, bool | int]]:
         """As in PickPlace, with the side taken; a touch of the pillar ends the episode."""
