@@ -5,6 +5,7 @@ S002 error    no contract, or a broken one       S007 error    zero episodes
 S003 error    episode ends missing or wrong      S008 warning  very short episodes
 S004 error    a missing array                    S009 warning  an element that never changes
 S005 error    shape, dtype or length is wrong    S010 warning  steps of an unfinished episode
+S011 error    written by a newer program
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import zarr
 from data.layout import (
     StoreError,
     check_array,
+    check_version,
     committed_ends,
     open_group,
     own_contract,
@@ -34,6 +36,7 @@ FIXES = {
     "S003": "restore meta/episode_ends from a copy, or record again",
     "S004": "record the field, or take it out of the contract",
     "S005": "correct the contract, convert the array, or restore it from a copy",
+    "S011": "upgrade cadence",
 }
 
 Result = TypeVar("Result")
@@ -67,6 +70,9 @@ def examine_store(path: str | Path, contract: Contract | None = None) -> list[Fi
     findings: list[Finding] = []
     group = _try(findings, "S001", lambda: open_group(path, "r"))
     if group is None:
+        return findings
+    _try(findings, "S011", lambda: check_version(path, group))
+    if findings:
         return findings
     chosen = _contract(findings, path, group, contract)
     is_own = "contract" in group.attrs

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -56,22 +56,25 @@ def open_group(path: Path, mode: Literal["r", "a"]) -> zarr.Group:
         ) from error
 
 
-def own_contract(path: Path, group: zarr.Group) -> Contract | None:
-    """The contract in the attributes, None in a foreign store."""
+def check_version(path: Path, group: zarr.Group) -> None:
+    """Raise StoreError where a newer program wrote the store."""
     version = group.attrs.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise StoreError(
             f"{path} has format_version {version!r}, this program reads up to {FORMAT_VERSION}: "
             f"upgrade cadence"
         )
-    entry = group.attrs.get("contract")
+
+
+def own_contract(path: Path, group: zarr.Group) -> Contract | None:
+    """The contract in the attributes, None in a foreign store."""
+    check_version(path, group)
+    entry: Any = group.attrs.get("contract")
     if entry is None:
         return None
-    if not isinstance(entry, Mapping):
-        raise StoreError(f"{path}: the contract in the attributes is not an object: {entry!r}")
     try:
         return Contract.from_json(entry)
-    except (ContractError, TypeError, ValueError) as error:
+    except ContractError as error:
         raise StoreError(f"{path}: the contract in the attributes is broken: {error}") from error
 
 
@@ -151,20 +154,31 @@ def checked_episode(episode: Mapping[str, np.ndarray], contract: Contract) -> di
         values = np.asarray(episode[name])
         if values.shape[1:] != field.shape or values.ndim != len(field.shape) + 1:
             raise StoreError(
-                f"{name} has shape {values.shape}, the contract says [L, {field.shape}]"
+                f"{name} has shape {values.shape}, the contract says {('L', *field.shape)}"
             )
         if not np.can_cast(values.dtype, field.dtype, "same_kind"):
             raise StoreError(
                 f"{name} has dtype {values.dtype}, the contract says {field.dtype}: convert it"
             )
-        rows[name] = values.astype(field.dtype)
-        if rows[name].dtype.kind == "f" and not np.isfinite(rows[name]).all():
-            step = int(np.argwhere(~np.isfinite(rows[name]))[0][0])
-            raise StoreError(f"{name} is not a finite number at step {step} of the episode")
+        rows[name], is_good = in_dtype(values, np.dtype(field.dtype))
+        if not is_good.all():
+            step = int(np.argwhere(~is_good)[0][0])
+            raise StoreError(
+                f"{name} is not a finite number that fits {field.dtype} at step {step} of the "
+                f"episode: leave the episode out, or correct the recorder"
+            )
     lengths = {name: len(values) for name, values in rows.items()}
     if len(set(lengths.values())) != 1 or not lengths["action"]:
         raise StoreError(f"the fields have {lengths} steps, they need the same number, at least 1")
     return rows
+
+
+def in_dtype(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Values [...] in another dtype, and bool [...] where they are finite and came through."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        converted = values.astype(dtype)
+    is_good = np.equal(converted, values) if dtype.kind in "iu" else np.isfinite(converted)
+    return converted, is_good
 
 
 def metadata_entry(metadata: Mapping[str, object]) -> str:

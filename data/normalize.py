@@ -36,6 +36,9 @@ class Normalizer(nn.Module):
 
     Args:
         contract: the fields and how they are scaled.
+
+    Raises:
+        ContractError: a field's name holds a ".", which a state dict cannot.
     """
 
     def __init__(self, contract: Contract):
@@ -59,6 +62,7 @@ class Normalizer(nn.Module):
             arrays: field name -> [n_steps, ...]; images are not needed.
 
         Raises:
+            ContractError: a field's name holds a ".".
             ValueError: a field is missing, empty, not finite, or of another shape.
         """
         normalizer = cls(contract)

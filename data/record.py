@@ -103,12 +103,14 @@ def record(
         store.contract.check(contract_of(env), this=f"store {store.path}", that=f"env {env}")
     wanted = [(int(seed), name) for seed in seeds for name in experts]
     # A store may hold several tasks of one contract.
-    task = env.metadata["contract"].get("task", "") if "contract" in env.metadata else ""
+    task = env.metadata.get("contract", {}).get("task", "")
     recorded = {
         (e.get("seed"), e.get("expert")) for e in store.episode_metadata if e.get("task") == task
     }
     todo = [pair for pair in wanted if pair not in recorded]
-    n_before, failed, n_clipped = store.n_episodes, Counter(), 0
+    n_before, n_clipped = store.n_episodes, 0
+    kept: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
 
     def report(is_interrupted: bool = False) -> RecordReport:
         return RecordReport(
@@ -120,7 +122,6 @@ def record(
             is_interrupted=is_interrupted,
         )
 
-    kept: Counter[str] = Counter()
     try:
         for seed, name in todo:
             expert = experts[name](expert_generator(seed, name))

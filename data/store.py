@@ -33,6 +33,7 @@ from data.layout import (
     checked_episode,
     committed_ends,
     frozen,
+    in_dtype,
     metadata_entry,
     open_group,
     own_contract,
@@ -292,9 +293,7 @@ class EpisodeStore:
         dtype = np.dtype(self.contract.fields[key].dtype)
         if stored.dtype == dtype:
             return stored
-        with np.errstate(invalid="ignore", over="ignore"):
-            values = stored.astype(dtype)
-        fits = np.equal(values, stored) if dtype.kind in "iu" else np.isfinite(values)
+        values, fits = in_dtype(stored, dtype)
         self._check(key, steps, fits, f"does not fit the contract's dtype {dtype}")
         return values
 

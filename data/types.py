@@ -223,23 +223,30 @@ class Contract:
         Raises:
             ContractError: an entry is missing or wrong, or the version is newer than this program.
         """
+        if not isinstance(entry, Mapping):
+            raise ContractError(f"the contract is {entry!r}, it must be an object")
         version = entry.get("version", CONTRACT_VERSION)
-        if version > CONTRACT_VERSION:
+        if not isinstance(version, int) or version > CONTRACT_VERSION:
             raise ContractError(
-                f"the contract has version {version}, this program reads up to {CONTRACT_VERSION}: "
-                f"upgrade cadence"
+                f"the contract has version {version!r}, this program reads up to "
+                f"{CONTRACT_VERSION}: upgrade cadence"
             )
         missing = {"observation", "action", "control_dt"} - set(entry)
         if missing:
             raise ContractError(f"the contract lacks {sorted(missing)}")
-        return cls(
-            observation={k: Field.from_json(f) for k, f in entry["observation"].items()},
-            action=Field.from_json(entry["action"]),
-            control_dt=float(entry["control_dt"]),
-            task=entry.get("task", ""),
-            horizons=Horizons(**entry["horizons"]) if entry.get("horizons") else None,
-            statistics=entry.get("statistics", ""),
-        )
+        try:
+            return cls(
+                observation={k: Field.from_json(f) for k, f in entry["observation"].items()},
+                action=Field.from_json(entry["action"]),
+                control_dt=float(entry["control_dt"]),
+                task=entry.get("task", ""),
+                horizons=Horizons(**entry["horizons"]) if entry.get("horizons") else None,
+                statistics=entry.get("statistics", ""),
+            )
+        except ContractError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ContractError(f"the contract has a wrong entry: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,13 @@ def make(
         **kwargs: arguments of the environment.
 
     Raises:
-        ValueError: the spaces are not supported, or the environment does not tell its `control_dt`.
-        gymnasium.error.UnregisteredEnv: there is no such id; near matches are named.
+        ValueError: there is no such id (near matches are named), the spaces are not supported, or
+            the environment does not tell its `control_dt`.
     """
-    env = gymnasium.make(id, render_mode=render_mode, **kwargs)
+    try:
+        env = gymnasium.make(id, render_mode=render_mode, **kwargs)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"env.id={id} cannot be made: {error}") from error
     return Adapter(env, control_dt=control_dt or _control_dt(env, id), task=id)
 
 

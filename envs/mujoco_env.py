@@ -46,11 +46,6 @@ class State(Protocol):
     mocap_quat: np.ndarray
     userdata: np.ndarray
 
-    @property
-    def time(self) -> float:
-        """Simulated time [s]."""
-        ...
-
     def joint(self, name: str) -> Element:
         """`qpos` and `qvel` of a joint."""
         ...

@@ -42,11 +42,6 @@ class Row:
         self.mocap_quat: np.ndarray = batch.mocap_quat[index]
         self.userdata: np.ndarray = batch.userdata[index]
 
-    @property
-    def time(self) -> float:
-        """Simulated time [s]."""
-        return float(self._batch.time[self._index])
-
     def joint(self, name: str) -> Element:
         """`qpos` and `qvel` of a joint."""
         return self._element("joint", name, ("qpos", "qvel"))

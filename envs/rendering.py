@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -60,8 +61,7 @@ class Renderer:
                 f"offheight in its XML"
             )
         self._model = model
-        self._context = _context_class()(width, height)
-        self._context.make_current()
+        self._context = _open_context(width, height)
         self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._drawing)
         self._scene = mujoco.MjvScene(model=model, maxgeom=1000)
@@ -110,12 +110,20 @@ def choose_backend() -> str:
     raise RenderingError(f"cannot render, no OpenGL backend works ({'; '.join(failures)}). {HELP}")
 
 
-def _context_class() -> type:
-    """MuJoCo's OpenGL context class for the chosen backend."""
+def _open_context(width: int, height: int) -> Any:
+    """An OpenGL context of the chosen backend, made current."""
     backend = choose_backend()
-    if backend not in ("egl", "osmesa", "glfw"):  # the choice of MuJoCo itself
-        backend = "gl_context"
-    return importlib.import_module(f"mujoco.{backend}").GLContext
+    # Other names than these three are left to MuJoCo.
+    module = backend if backend in ("egl", "osmesa", "glfw") else "gl_context"
+    try:
+        context = importlib.import_module(f"mujoco.{module}").GLContext(width, height)
+        context.make_current()
+    except (AttributeError, ImportError, RuntimeError) as error:
+        raise RenderingError(
+            f"cannot render with the OpenGL backend {backend!r} ({error}): leave MUJOCO_GL unset, "
+            f"and one that works is chosen. {HELP}"
+        ) from error
+    return context
 
 
 def probe(backend: str, timeout: float = PROBE_TIMEOUT) -> str:

@@ -9,7 +9,7 @@ Shape legend: `N` streams, `To Tp` observed and predicted steps, `Da` action siz
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -98,6 +98,16 @@ class Agent:
     def horizons(self) -> Horizons:
         """Observed, predicted and executed steps."""
         return self.policy.horizons
+
+    def horizons_with(self, action_horizon: int | None) -> Horizons:
+        """The horizons with another number of executed actions; None keeps it.
+
+        Raises:
+            ValueError: there are not so many actions in a chunk.
+        """
+        if action_horizon is None:
+            return self.horizons
+        return replace(self.horizons, action=action_horizon)
 
     @property
     def nfe(self) -> int:

@@ -8,12 +8,7 @@
 
 A checkpoint is written beside its place, flushed to the disk and renamed, so that a folder with its
 name is complete whatever interrupts the program. Sizes and SHA-256 of its files are checked before
-anything is used. What can be wrong, with the codes of `examine_checkpoint`:
-
-C001 error    there is no checkpoint             C005 error    it is of a newer program
-C002 error    checkpoint.json cannot be used     C006 error    a weight is not finite
-C003 error    a file is missing                  C007 warning  training cannot go on from it
-C004 error    a file is truncated or altered     C008 warning  rest of an interrupted save
+anything is used.
 """
 
 import errno
@@ -24,12 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
 
-from data.doctor import Finding
 from data.normalize import Normalizer
 from data.types import Contract, Horizons
 from policy.durable import point, write_folder
@@ -46,7 +39,7 @@ class CheckpointError(ValueError):
 
     Args:
         problem: what is wrong, with file and value.
-        code: see the top of this file.
+        code: see `policy.checkpoint_doctor`.
         fix: what to do.
     """
 
@@ -313,25 +306,3 @@ def _read_file(loaded: LoadedCheckpoint, name: str) -> bytes:
 
 def _read_tensors(loaded: LoadedCheckpoint, name: str) -> dict[str, Tensor]:
     return tensors_of(_read_file(loaded, name))
-
-
-def examine_checkpoint(path: Path | str) -> list[Finding]:
-    """Everything that is wrong with a checkpoint; an empty list is a healthy one."""
-    try:
-        loaded = load(path)
-    except CheckpointError as error:
-        return [Finding(error.code, "error", error.problem, error.fix)]
-    findings = []
-    for name, tensor in loaded.policy_state.items():
-        if not torch.isfinite(tensor).all():
-            fix = "train again with a smaller optimizer.lr"
-            findings.append(Finding("C006", "error", f"weight {name} is not finite", fix))
-    try:
-        load_trainer(loaded)
-    except CheckpointError as error:
-        problem = f"training cannot go on from it, evaluation can: {error.problem}"
-        findings.append(Finding("C007", "warning", problem, error.fix))
-    for partial in loaded.path.parent.glob(".step_*"):
-        problem = f"{partial} is the rest of an interrupted save"
-        findings.append(Finding("C008", "warning", problem, "remove it; the next save would too"))
-    return findings

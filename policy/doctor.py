@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from data.doctor import Finding, examine_store
 from envs.rendering import RenderingError, choose_backend
-from policy.checkpoint import examine_checkpoint
+from policy.checkpoint_doctor import examine_checkpoint
 from policy.entry import entry
 from policy.fingerprint import fingerprint
 

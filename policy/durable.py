@@ -10,8 +10,9 @@ from pathlib import Path
 def write_folder(place: Path, contents: Mapping[str, bytes]) -> None:
     """Write files to a folder, all or none; a folder that is there already is replaced.
 
-    Whatever interrupts this leaves either no folder of that name or a complete one, and at most a
-    hidden `.<name>.*` beside it.
+    Whatever interrupts this leaves either no folder of that name or a complete one, and at most
+    hidden folders `.<name>.*` beside it. For a moment between two renames there is none of that
+    name: a kill just then leaves the replaced one as `.<name>.replaced`.
 
     Args:
         place: of the folder.

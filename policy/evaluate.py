@@ -21,10 +21,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from data.record import contract_of
+from data.types import Horizons
 from envs.rendering import RenderingError
-from envs.vector import make_vec
+from envs.vector import MakeEnv, make_vec
 from policy.agent import Agent
-from policy.entry import entry, out_dir, pick_device, use_threads
+from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
 from policy.play import Episode, play
 from policy.statistics import bootstrap_interval, wilson_interval
@@ -75,69 +76,87 @@ def run(cfg: DictConfig) -> dict:
     use_threads(cfg.threads)
     device = pick_device(cfg.device)
     agent = Agent.load(cfg.checkpoint, instantiate(cfg.sampler), device=device, rows=cfg.rows)
+    horizons = agent.horizons_with(cfg.action_horizon)
     make_env = instantiate(cfg.env)
-    env = make_env()
-    agent.contract.check(
-        contract_of(env), this=f"checkpoint {cfg.checkpoint}", that="the environment"
-    )
-    modes = env.metadata.get("modes", ())
-    env.close()
-    action_horizon = agent.horizons.action if cfg.action_horizon is None else cfg.action_horizon
-    if not 1 <= action_horizon <= agent.horizons.pred:
-        raise ValueError(
-            f"action_horizon is {action_horizon}, the checkpoint predicts {agent.horizons.pred} "
-            f"actions: give 1..{agent.horizons.pred}"
-        )
+    modes = check_env(agent, make_env, checkpoint=cfg.checkpoint)
     out = out_dir(cfg, "evaluate")
     print(
         f"checkpoint: {cfg.checkpoint}, weights: ema, device: {device}, "
-        f"{agent.nfe} calls per {action_horizon} actions"
+        f"{agent.nfe} calls per {horizons.action} actions"
     )
+    episodes = measure(agent, make_env, cfg, horizons)
+    results = {
+        **summarise(episodes, modes),
+        "complete": len(episodes) == cfg.episodes,
+        "calls_per_action": agent.nfe / horizons.action,
+        "nfe": agent.nfe,
+        "action_horizon": horizons.action,
+        "checkpoint": str(cfg.checkpoint),
+        "env": plain(cfg.env),
+        "sampler": plain(cfg.sampler),
+        "seed": cfg.seed,
+        "episodes": [asdict(episode) for episode in episodes],
+        "fingerprint": fingerprint(),
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    if results["complete"]:
+        film_first(agent, make_env, cfg, horizons, out / "videos")
+    print(f"results: {out / 'results.json'}")
+    print(summary_line(results))
+    return results
+
+
+def check_env(agent: Agent, make_env: MakeEnv, *, checkpoint: str) -> Sequence[str]:
+    """The names of an environment's ways, where it offers what the checkpoint needs.
+
+    Raises:
+        ContractError: it does not; the message names both sides.
+    """
+    env = make_env()
+    try:
+        this, that = f"checkpoint {checkpoint}", "the environment"
+        agent.contract.check(contract_of(env), this=this, that=that)
+        return env.metadata.get("modes", ())
+    finally:
+        env.close()
+
+
+def measure(agent: Agent, make_env: MakeEnv, cfg: DictConfig, horizons: Horizons) -> list[Episode]:
+    """The episodes by seed; after Ctrl-C those that were finished.
+
+    Raises:
+        KeyboardInterrupt: none was finished.
+    """
+    finished: list[Episode] = []
     envs = make_vec(
         make_env,
         min(cfg.num_envs, cfg.episodes),
-        horizons_obs=agent.horizons.obs,
-        horizons_action=action_horizon,
+        horizons_obs=horizons.obs,
+        horizons_action=horizons.action,
     )
-    finished: list[Episode] = []
     seeds = range(cfg.seed, cfg.seed + cfg.episodes)
     try:
-        play(agent, envs, seeds, action_horizon=action_horizon, finished=finished)
+        play(agent, envs, seeds, action_horizon=horizons.action, finished=finished)
     except KeyboardInterrupt:
         print("\ninterrupted: the finished episodes are kept; short ones are over-represented")
         if not finished:
             raise
     finally:
         envs.close()
-    results = {
-        **summarise(sorted(finished, key=lambda e: e.seed), modes),
-        "complete": len(finished) == cfg.episodes,
-        "calls_per_action": agent.nfe / action_horizon,
-        "nfe": agent.nfe,
-        "action_horizon": action_horizon,
-        "checkpoint": str(cfg.checkpoint),
-        "env": str(cfg.env.get("id", cfg.env._target_)),
-        "seed": cfg.seed,
-        "episodes": [asdict(e) for e in sorted(finished, key=lambda e: e.seed)],
-        "fingerprint": fingerprint(),
-    }
-    (out / "results.json").write_text(json.dumps(results, indent=1))
-    if results["complete"]:
-        _film(cfg, agent, make_env, out, action_horizon)
-    print(f"results: {out / 'results.json'}")
-    print(summary_line(results))
-    return results
+    return sorted(finished, key=lambda episode: episode.seed)
 
 
-def _film(cfg: DictConfig, agent: Agent, make_env, out: Path, action_horizon: int) -> None:
+def film_first(
+    agent: Agent, make_env: MakeEnv, cfg: DictConfig, horizons: Horizons, folder: Path
+) -> None:
     """Videos of the first episodes, played again; where nothing renders, say so and go on."""
     try:
         for seed in range(cfg.seed, cfg.seed + min(cfg.videos, cfg.episodes)):
-            path = out / "videos" / f"seed_{seed}.mp4"
-            film(agent, make_env, seed=seed, action_horizon=action_horizon, path=path)
+            path = folder / f"seed_{seed}.mp4"
+            film(agent, make_env, seed=seed, action_horizon=horizons.action, path=path)
             print(f"video: {path}")
-    except RenderingError as e:
-        print(f"no video: {e}")
+    except RenderingError as error:
+        print(f"no video: {error}")
 
 
 def main() -> None:

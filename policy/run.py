@@ -98,7 +98,7 @@ def control_episodes(
     agent: Agent,
     *,
     seeds: Sequence[int],
-    action_horizon: int,
+    horizons: Horizons,
     seconds: float,
     log: TimingLog,
     finished: list[Episode],
@@ -109,12 +109,11 @@ def control_episodes(
         robot: on the clock of this process (`WallClock`).
         agent: that plans.
         seeds: of the starts and of the policy's noise.
-        action_horizon: ticks of a chunk that are executed.
+        horizons: steps seen, predicted and executed.
         seconds: longest episode.
         log: takes in the timing.
         finished: gets each episode as it ends, so that an interruption loses none.
     """
-    horizons = Horizons(agent.horizons.obs, agent.horizons.pred, action_horizon)
     n_ticks = round(seconds / robot.contract.control_dt)
     for seed in seeds:
         robot.reset(seed)
@@ -147,13 +146,13 @@ def run(cfg: DictConfig) -> dict:
     use_threads(cfg.threads)
     device = pick_device(cfg.device)
     agent = Agent.load(cfg.checkpoint, instantiate(cfg.sampler), device=device, rows=1)
-    action_horizon = agent.horizons.action if cfg.action_horizon is None else cfg.action_horizon
+    horizons = agent.horizons_with(cfg.action_horizon)
     robot = instantiate(cfg.robot)(
         instantiate(cfg.env), clock=WallClock().now, read_contract=Contract.from_json
     )
     agent.contract.check(robot.contract, this=f"checkpoint {cfg.checkpoint}", that="the robot")
     out = out_dir(cfg, "run")
-    print(f"device: {device}, {agent.nfe} calls per {action_horizon} actions")
+    print(f"device: {device}, {agent.nfe} calls per {horizons.action} actions")
     log = TimingLog(robot.contract.control_dt)
     finished: list[Episode] = []
     try:
@@ -161,7 +160,7 @@ def run(cfg: DictConfig) -> dict:
             robot,
             agent,
             seeds=range(cfg.seed, cfg.seed + cfg.episodes),
-            action_horizon=action_horizon,
+            horizons=horizons,
             seconds=cfg.seconds,
             log=log,
             finished=finished,
@@ -174,7 +173,7 @@ def run(cfg: DictConfig) -> dict:
             "timing": log.report().to_json(),
             "samples": {"period": log.periods, "latency": log.latencies, "delay": log.delays},
             "nfe": agent.nfe,
-            "action_horizon": action_horizon,
+            "action_horizon": horizons.action,
             "checkpoint": str(cfg.checkpoint),
             "seed": cfg.seed,
             "fingerprint": fingerprint(),

@@ -10,16 +10,12 @@ usable checkpoint, and `resume=` goes on from it: on the CPU a resumed run equal
 one bit for bit, if it is limited by steps. Evaluated and validated are always the averaged weights.
 """
 
-import copy
 import math
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Self
 
 import torch
 from hydra.utils import instantiate
@@ -34,34 +30,11 @@ from policy.build import assemble
 from policy.checkpoint import load, load_trainer, save
 from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
+from policy.interruption import Interruption
 from policy.metrics import MetricsWriter
+from policy.precision import pick_precision
 from policy.progress import progress_bar
 from policy.trainer import Trainer, WindowOrder
-
-PRECISIONS = ("auto", "fp32", "bf16")
-TRIAL_STEPS = 6  # per precision; the first two warm up
-
-
-class Interruption:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop after the present step."""
-
-    def __init__(self):
-        self.requested = False
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 @dataclass
@@ -74,6 +47,7 @@ class Run:
     dataset: WindowDataset
     holdout: WindowDataset | None
     trainer: Trainer
+    store_digest: str
     seconds: float = 0.0  # of training, over all resumed parts
 
     def save(self) -> Path:
@@ -88,7 +62,7 @@ class Run:
             config=plain(self.cfg),
             trainer=self.trainer.state(),
             seconds=self.seconds,
-            store_digest=self.store.digest(),
+            store_digest=self.store_digest,
             versions=fingerprint(),
             keep=self.cfg.keep,
         )
@@ -125,44 +99,7 @@ def prepare(cfg: DictConfig, store: EpisodeStore, out: Path) -> Run:
     cfg.precision, why = pick_precision(cfg.precision, trainer, dataset, cfg.batch_size)
     trainer.autocast = cfg.precision == "bf16"
     print(f"device: {device}, precision: {cfg.precision} ({why})")
-    return Run(cfg, out, store, dataset, holdout, trainer)
-
-
-def pick_precision(
-    wanted: str, trainer: Trainer, dataset: WindowDataset, batch_size: int
-) -> tuple[str, str]:
-    """The precision of the networks, and why.
-
-    Args:
-        wanted: "fp32", "bf16", or "auto": whichever takes less time for a few steps on a copy.
-        trainer: left as it is.
-        dataset: to try on.
-        batch_size: windows of a step.
-
-    Raises:
-        ValueError: no such precision.
-    """
-    if wanted not in PRECISIONS:
-        raise ValueError(f"precision is {wanted!r}, choose one of {', '.join(PRECISIONS)}")
-    if wanted != "auto":
-        return wanted, "as configured"
-    batch = dataset.batch(torch.arange(batch_size) % len(dataset))
-    fp32 = _seconds_per_step(trainer, batch, autocast=False)
-    bf16 = _seconds_per_step(trainer, batch, autocast=True)
-    why = f"a step takes {1e3 * fp32:.1f} ms in fp32, {1e3 * bf16:.1f} ms in bf16"
-    return ("bf16" if bf16 < fp32 else "fp32"), why
-
-
-def _seconds_per_step(trainer: Trainer, batch, *, autocast: bool) -> float:
-    trial = copy.deepcopy(trainer)
-    trial.autocast = autocast
-    times = []
-    for _ in range(TRIAL_STEPS):
-        start = time.perf_counter()
-        trial.step(batch, 0.0)
-        float(trial.loss_sum)  # waits for the device
-        times.append(time.perf_counter() - start)
-    return min(times[2:])
+    return Run(cfg, out, store, dataset, holdout, trainer, store.digest())
 
 
 def fit(run: Run) -> bool:
@@ -170,60 +107,55 @@ def fit(run: Run) -> bool:
     cfg, trainer = run.cfg, run.trainer
     budget = Budget(cfg.steps, cfg.minutes)
     order = WindowOrder(len(run.dataset), cfg.batch_size, seed=cfg.seed)
-    metrics = MetricsWriter(run.out / "metrics.jsonl", tensorboard=cfg.tensorboard)
-    timing = MetricsWriter(run.out / "timing.jsonl")
-    for writer in (metrics, timing):
-        writer.truncate_after(trainer.step_count)
     start = time.monotonic() - run.seconds
     with (
+        MetricsWriter(run.out / "metrics.jsonl", tensorboard=cfg.tensorboard) as metrics,
+        MetricsWriter(run.out / "timing.jsonl") as timing,
         Interruption() as interruption,
         progress_bar(unit="step", initial=trainer.step_count) as bar,
     ):
+        # A run that was killed wrote lines of steps after its last checkpoint.
+        metrics.truncate_after(trainer.step_count)
+        timing.truncate_after(trainer.step_count)
         while (progress := budget.progress(trainer.step_count, run.seconds)) < 1:
             if interruption.requested:
                 return False
             scale = learning_rate_scale(trainer.step_count, progress, warmup_steps=cfg.warmup_steps)
             trainer.step(run.dataset.batch(order.indices(trainer.step_count)), scale)
             run.seconds = time.monotonic() - start
-            step = trainer.step_count
             bar.update()
-            if step % cfg.log_every == 0:
-                loss = log_loss(run, metrics, timing, lr=cfg.optimizer.lr * scale)
-                bar.total = round(step / max(progress, 1e-9))
-                bar.set_postfix_str(
-                    f"loss {loss:.4f}, epoch {step / order.steps_per_epoch:.1f}", refresh=False
-                )
-            if step % cfg.validate_every == 0 and run.holdout is not None:
-                metrics.write(step, val_loss=validate(run))
-            if step % cfg.save_every == 0:
+            is_last = budget.progress(trainer.step_count, run.seconds) >= 1
+            if trainer.step_count % cfg.log_every == 0:
+                loss = log_loss(run, metrics, timing)
+                epoch = trainer.step_count / order.steps_per_epoch
+                bar.total = round(trainer.step_count / max(progress, 1e-9))
+                bar.set_postfix_str(f"loss {loss:.4f}, epoch {epoch:.1f}", refresh=False)
+            if run.holdout is not None and (
+                trainer.step_count % cfg.validate_every == 0 or is_last
+            ):
+                loss = trainer.validate(run.holdout, batch_size=cfg.batch_size)
+                metrics.write(trainer.step_count, val_loss=loss)
+            if trainer.step_count % cfg.save_every == 0 and not is_last:
                 run.save()
-    if run.holdout is not None and trainer.step_count % cfg.validate_every:
-        metrics.write(trainer.step_count, val_loss=validate(run))
     return True
 
 
-def log_loss(run: Run, metrics: MetricsWriter, timing: MetricsWriter, *, lr: float) -> float:
+def log_loss(run: Run, metrics: MetricsWriter, timing: MetricsWriter) -> float:
     """Write the mean loss since the last line; returns it.
 
     Raises:
         ValueError: the loss is not finite.
     """
-    step = run.trainer.step_count
-    loss = run.trainer.mean_loss(run.cfg.log_every)
+    trainer, step = run.trainer, run.trainer.step_count
+    loss = trainer.mean_loss(run.cfg.log_every)
     if not math.isfinite(loss):
         raise ValueError(
             f"the loss is {loss} at step {step}: lower optimizer.lr, or look for outliers with "
             f"cadence doctor {run.store.path}; checkpoints so far are in {run.out}"
         )
-    metrics.write(step, loss=loss, lr=lr)
+    metrics.write(step, loss=loss, lr=trainer.optimizer.param_groups[0]["lr"])
     timing.write(step, seconds=round(run.seconds, 3), steps_per_second=step / run.seconds)
     return loss
-
-
-def validate(run: Run) -> float:
-    """Loss of the averaged weights on the held-out episodes."""
-    assert run.holdout is not None
-    return run.trainer.validate(run.holdout, batch_size=run.cfg.batch_size)
 
 
 def resume(path: Path) -> Run:
@@ -237,7 +169,7 @@ def resume(path: Path) -> Run:
     cfg = OmegaConf.create(loaded.config)
     assert isinstance(cfg, DictConfig)
     run = prepare(cfg, instantiate(cfg.store), loaded.run_dir)
-    if run.store.digest() != loaded.store_digest:
+    if run.store_digest != loaded.store_digest:
         raise ValueError(
             f"the store {run.store.path} is not the one of {path}: its content changed since; "
             f"train anew, or bring the old store back"
@@ -248,6 +180,21 @@ def resume(path: Path) -> Run:
     return run
 
 
+def fresh_out(cfg: DictConfig) -> Path:
+    """The run's folder.
+
+    Raises:
+        ValueError: it holds another run, which would be lost.
+    """
+    out = out_dir(cfg, "train")
+    if (out / "checkpoints").exists():
+        raise ValueError(
+            f"out={out} holds a training run already: go on with it by resume={out}, "
+            f"or choose another folder"
+        )
+    return out
+
+
 def run(cfg: DictConfig) -> Path:
     """Train as configured; returns the run's folder."""
     if cfg.resume is not None:
@@ -256,7 +203,7 @@ def run(cfg: DictConfig) -> Path:
         cfg = cfg.copy()
         cfg.store.path = str(Path(cfg.store.path).absolute())
         store = instantiate(cfg.store)
-        this = prepare(cfg, store, out_dir(cfg, "train"))
+        this = prepare(cfg, store, fresh_out(cfg))
     complete = fit(this)
     checkpoint = this.save()
     print(f"{'done' if complete else 'interrupted'} at step {this.trainer.step_count}")

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "policy.guidance": ("policy.guidance", "policy.types"),
     "policy.model": ("policy.types", "policy.diffusion", "data"),
     "policy.checkpoint": ("policy.state_tree", "policy.durable", "data"),
+    "policy.checkpoint_doctor": ("policy.checkpoint", "data"),
     "policy.durable": (),
     "policy.state_tree": (),
     "policy.ema": (),

@@ -35,7 +35,7 @@ class TimingReport:
         control_dt: wanted period [s].
         n_commands: ticks a command was sent in time for, holding included.
         n_missed: control ticks that ended without a command sent for them.
-        n_held: those of them that held still because the plan did not reach their tick.
+        n_held: commands that held still because the plan did not reach their tick.
         n_unsafe: chunks refused because a number was not finite or the shape was wrong.
         period: from one command to the next.
         latency: of one call of the policy.

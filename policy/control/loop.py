@@ -116,8 +116,10 @@ def control_loop(
             tick = ticks.present(tick)  # Time passed while the policy was thinking.
             log.n_missed += min(tick, n_ticks) - next_tick
             if tick < n_ticks:
-                sender.send(plan.action(tick), tick)
-                log.add_command(time=clock.now(), due=ticks.due(tick))
+                if sender.send(plan.action(tick), tick):
+                    log.add_command(time=clock.now(), due=ticks.due(tick))
+                else:
+                    log.n_missed += 1
             next_tick = min(tick + 1, n_ticks)
     finally:
         robot.stop()
@@ -144,14 +146,16 @@ class _Sender:
         self._robot, self._log = robot, log
         self._last: np.ndarray | None = None
 
-    def send(self, planned: np.ndarray | None, tick: int) -> None:
+    def send(self, planned: np.ndarray | None, tick: int) -> bool:
+        """Whether something was sent; not, where there is nothing to hold yet."""
         if planned is None:
+            if self._last is None:  # The robot stands still by itself.
+                return False
             self._log.n_held += 1
-            if self._last is None:  # Nothing was ever sent: the robot stands still by itself.
-                return
             planned = hold(self._last, self._robot.contract.action)
         self._robot.command(planned, tick)
         self._last = planned
+        return True
 
 
 def _replan(

@@ -89,6 +89,7 @@ class Mixture:
         is_ladder = (self.constant <= pattern) & (pattern < self.constant + self.ladder)
         is_prefix = pattern >= self.constant + self.ladder
         u = level + torch.where(is_ladder, self.max_rise * rise * position, 0.0)
-        n_clean = 1 + (length * min(self.max_prefix, pred_horizon - 1)).long()
+        most = min(self.max_prefix, pred_horizon - 1)
+        n_clean = (1 + (length * most).long()).clamp(max=most)
         is_clean = is_prefix & (index < n_clean)
         return torch.where(is_clean, 0.0, self.density(u.clamp(0, 1)))

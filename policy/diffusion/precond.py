@@ -11,8 +11,9 @@ arXiv:2006.11239 (`Eps`); Salimans and Ho 2022, arXiv:2202.00512 (`V`).
 Differences from the papers:
 
 1. A clean action (sigma 0) passes through unchanged, with finite gradients.
-2. `c_noise` spans about 0 to 100 in all of them, the scale of Diffusion Policy's training index,
-   so that one embedding serves all. EDM has ln(sigma) / 4 there.
+2. `c_noise` spans about a hundred in all of them, the scale of Diffusion Policy's training index,
+   so that one embedding serves all: -1 to 100 by index, -62 to 30 by 10 ln(sigma) in `EDM`, where
+   the paper has ln(sigma) / 4.
 """
 
 from collections.abc import Callable

@@ -52,7 +52,12 @@ def ancestral_moments(
 
     Returns:
         Mean [B, Tp, Da] and standard deviation [B, Tp, 1].
+
+    Raises:
+        ValueError: `eta` is outside 0..1, where more noise would be added than sigma_next allows.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}, it must be in 0..1: 0 is DDIM, 1 is DDPM")
     sigma, sigma_next = sigma[..., None], sigma_next[..., None]
     is_clean = sigma == 0
     # Where x is clean, any positive level keeps value and gradient of the branch not taken finite.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 def sinusoids(c_noise: Tensor, size: int) -> Tensor:
-    """Sines and cosines [..., size] of levels [...] on a scale of about 0 to 100.
+    """Sines and cosines [..., size] of levels [...] on a scale of about a hundred.
 
     The frequencies are geometric from 1 to 1e-4; the first half are sines.
     """

@@ -138,6 +138,8 @@ class UNet1d(nn.Module):
             ValueError: a size does not fit the others; the message says which would.
         """
         super().__init__()
+        if not channels:
+            raise ValueError("channels is empty: a U-Net needs at least one level")
         check_divisible(pred_horizon, len(channels))
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}, it must be odd to keep the length")
@@ -145,7 +147,6 @@ class UNet1d(nn.Module):
             raise ValueError(
                 f"channels are {list(channels)}, each must divide by n_groups {n_groups}"
             )
-        self.pred_horizon = pred_horizon
 
         pair = partial(
             ResidualPair,
@@ -178,7 +179,7 @@ class UNet1d(nn.Module):
 
         Args:
             x: [B, Tp, Da] scaled noisy chunk.
-            c_noise: [B, Tp] noise level of each action, on a scale of about 0 to 100.
+            c_noise: [B, Tp] noise level of each action, on a scale of about a hundred.
             cond: [B, C] encoded observation.
 
         Returns:

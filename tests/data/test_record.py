@@ -114,6 +114,19 @@ def test_what_is_recorded_already_is_skipped(store):
     ]
 
 
+def test_a_store_holds_the_same_starts_of_several_tasks(store):
+    for task in ("reach", "push", "reach"):
+        env = Counter()
+        env.metadata = {"contract": {**store.contract.to_json(), "task": task}}
+        record(env, {"fine": always(1)}, store, seeds=range(2))
+    assert [(e["task"], e["seed"]) for e in store.episode_metadata] == [
+        ("reach", 0),
+        ("reach", 1),
+        ("push", 0),
+        ("push", 1),
+    ]
+
+
 def test_experts_draw_by_seed_and_name_only(store, tmp_path):
     def noisy(rng):
         return lambda fields: rng.uniform(0.1, 1, 1)

@@ -411,7 +411,7 @@ def replaced(name: str, values: np.ndarray) -> dict:
         (replaced("action", np.zeros((6, 2))), "'action': 6"),
         (
             replaced("state", np.array([[0, 0, np.nan]] * 5)),
-            "state is not a finite number at step 0",
+            "state is not a finite number that fits float32 at step 0",
         ),
         (episode(0, 0), "at least 1"),
     ],
@@ -421,6 +421,15 @@ def test_append_checks_the_episode(path, bad, message):
     with pytest.raises(StoreError, match=message):
         store.append(bad)
     assert EpisodeStore.open(path).n_episodes == 3
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("int32", 2**40), ("float32", 1e300)])
+def test_append_refuses_numbers_that_the_contract_cannot_hold(path, dtype, value):
+    contract = Contract({"state": Field((1,), dtype=dtype)}, Field((1,)), 0.1)
+    store = EpisodeStore.create(path, contract)
+    with pytest.raises(StoreError, match=f"that fits {dtype} at step 1"):
+        store.append({"state": np.array([[1], [value]]), "action": np.zeros((2, 1))})
+    assert store.n_episodes == 0
 
 
 def test_append_checks_the_metadata(path):

@@ -59,6 +59,12 @@ def test_no_contract(path):
     assert codes(path, CONTRACT) == []
 
 
+def test_a_newer_program(path):
+    writable(path).attrs["format_version"] = 99
+    (finding,) = examine_store(path)
+    assert (finding.code, finding.severity, finding.fix) == ("S011", "error", "upgrade cadence")
+
+
 def test_another_contract(path):
     other = Contract(CONTRACT.observation, CONTRACT.action, 0.5)
     assert ("S002", "error") in codes(path, other)

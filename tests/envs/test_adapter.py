@@ -114,6 +114,11 @@ def test_discrete_actions_are_refused():
         gymnasium_adapter.make("CartPole-v1")
 
 
+def test_unregistered_environment_names_near_matches():
+    with pytest.raises(ValueError, match=r"env\.id=Pendulm-v1 cannot be made: .*Pendulum"):
+        gymnasium_adapter.make("Pendulm-v1")
+
+
 def test_registered_environment_and_its_control_period():
     env = gymnasium_adapter.make("Pendulum-v1")  # dt 0.05 s in its source.
     assert env.metadata["contract"]["control_dt"] == 0.05

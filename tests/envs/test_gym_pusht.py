@@ -84,7 +84,7 @@ def test_pictures_need_no_display(monkeypatch):
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gym_pusht", None)
-    with pytest.raises(ImportError, match=r"pip install 'cadence\[pusht\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[pusht\]'"):
         gym_pusht.make()
 
 

@@ -92,5 +92,5 @@ def test_unknown_task_names_near_matches():
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
-    with pytest.raises(ImportError, match=r"pip install 'cadence\[metaworld\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[metaworld\]'"):
         metaworld.make("reach-v3")

@@ -107,6 +107,18 @@ def test_backend_set_by_the_user_is_obeyed(monkeypatch):
     assert envs.rendering.choose_backend.__wrapped__() == "osmesa"
 
 
+def test_backend_of_the_user_that_does_not_work_fails_with_the_fix(monkeypatch):
+    def broken(name):
+        raise ImportError(f"no {name}")
+
+    monkeypatch.setattr(envs.rendering, "choose_backend", lambda: "osmesa")
+    monkeypatch.setattr(envs.rendering.importlib, "import_module", broken)
+    env = PickPlace(render_mode="rgb_array")
+    env.reset(seed=0)
+    with pytest.raises(RenderingError, match=r"'osmesa' \(no mujoco\.osmesa\): leave MUJOCO_GL"):
+        env.render()
+
+
 def test_first_backend_that_works_is_chosen(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(envs.rendering.platform, "system", lambda: "Linux")

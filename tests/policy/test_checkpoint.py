@@ -15,14 +15,8 @@ from torch import nn
 
 from data.normalize import Normalizer
 from data.types import Contract, Field, Horizons
-from policy.checkpoint import (
-    CheckpointError,
-    examine_checkpoint,
-    load,
-    load_trainer,
-    resolve,
-    save,
-)
+from policy.checkpoint import CheckpointError, load, load_trainer, resolve, save
+from policy.checkpoint_doctor import examine_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("checkpoint.json", "policy.safetensors", "trainer.safetensors", "trainer.json")
@@ -175,8 +169,11 @@ def test_newer_format_asks_for_an_upgrade(tmp_path):
     [
         ({"format_version": "one"}, "lacks a format_version"),
         ({"contract": {}}, r"checkpoint.json has a wrong entry.*lacks \['action'"),
+        ({"contract": "text"}, "wrong entry.*it must be an object"),
+        ({"contract": {**CONTRACT.to_json(), "observation": []}}, "wrong entry"),
         ({"contract": CONTRACT.to_json()}, "lacks the horizons"),
         ({"files": {}}, "lacks the entry 'policy.safetensors'"),
+        ({"versions": 3}, "wrong entry"),
         ({"step": "many"}, "wrong entry"),
         ({"config": None}, "wrong entry"),
     ],

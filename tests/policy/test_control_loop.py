@@ -146,9 +146,10 @@ def test_time_that_is_not_a_binary_fraction_loses_no_tick():
 
 
 def test_chunk_that_arrives_after_its_end_is_never_indexed_past_it():
-    _, commands, log, _, _ = run(delay=3.0, pred=2, action=2, n_ticks=9)
+    n, commands, log, _, _ = run(delay=3.0, pred=2, action=2, n_ticks=9)
     assert commands == []  # Nothing was ever sent, so there is nothing to hold.
-    assert log.n_held == 2
+    assert (log.report().n_commands, log.n_held) == (0, 0)
+    assert log.n_missed == 9 == n
 
 
 @pytest.mark.parametrize(

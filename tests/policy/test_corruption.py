@@ -85,8 +85,9 @@ def test_prefix_is_clean_and_the_rest_has_one_level():
     assert torch.equal(sigma[~is_clean], level.expand_as(sigma)[~is_clean])
 
 
-def test_prefix_leaves_one_action_of_a_short_chunk():
-    assert (draw(only("prefix"), steps=4)[:, -1] > 0).all()
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_prefix_leaves_one_action_of_a_short_chunk(steps):
+    assert (draw(only("prefix"), steps=steps)[:, -1] > 0).all()
 
 
 def test_same_generator_state_same_levels():

@@ -75,7 +75,7 @@ def test_missing_tensorboard_names_the_extra(tmp_path, monkeypatch):
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ModuleNotFoundError, match=r"cadence\[tensorboard\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[tensorboard\]'"):
         MetricsWriter(tmp_path / "metrics.jsonl", tensorboard=True)
 
 

@@ -116,6 +116,13 @@ def test_gradient_of_the_level_is_finite_at_zero():
     assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("eta", [-0.1, 1.5])
+def test_impossible_eta_is_refused(eta):
+    x, x0_hat = chunk()
+    with pytest.raises(ValueError, match=f"eta is {eta}"):
+        ancestral_moments(x, x0_hat, levels(1.0, x), levels(0.5, x), eta=eta)
+
+
 @pytest.mark.parametrize("name", ["2m", "ddim", "ddpm"])
 def test_same_level_is_the_identity(name):
     x, x0_hat = chunk()

@@ -161,6 +161,8 @@ def test_multiples_of_four_suffice_for_three_levels(pred_horizon):
 
 
 def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="channels is empty"):
+        UNet1d(**SIZES, **{**SMALL, "channels": ()})
     with pytest.raises(ValueError, match="kernel_size is 4"):
         UNet1d(**SIZES, **SMALL, kernel_size=4)
     with pytest.raises(ValueError, match=r"channels are \[8, 10\].* n_groups 4"):

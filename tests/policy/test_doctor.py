@@ -1,0 +1,57 @@
+"""`cadence doctor`: what it looks at and its exit status."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from data.doctor import Finding
+from data.store import EpisodeStore
+from data.types import Contract, Field
+from policy import doctor
+from policy.entry import compose_config
+
+
+@pytest.fixture
+def store(tmp_path):
+    contract = Contract(
+        observation={"state": Field(shape=(2,))}, action=Field(shape=(1,)), control_dt=0.1
+    )
+    rng = np.random.default_rng(0)
+    made = EpisodeStore.create(tmp_path / "s.zarr", contract)
+    for _ in range(3):
+        state = rng.normal(size=(20, 2)).astype(np.float32)
+        made.append({"state": state, "action": state[:, :1].copy()})
+    return tmp_path / "s.zarr"
+
+
+def status(*overrides: str) -> int:
+    return doctor.run(compose_config("doctor", list(overrides)))
+
+
+def test_a_healthy_store_has_status_0(store, capsys):
+    assert status(f"path={store}") == 0
+    assert "0 errors" in capsys.readouterr().out
+
+
+def test_a_broken_store_has_status_2_and_a_fix(store, capsys):
+    shutil.rmtree(store / "data" / "state")
+    assert status(f"path={store}") == 2
+    printed = capsys.readouterr().out
+    assert "data/state" in printed
+    assert "fix:" in printed
+
+
+def test_a_folder_without_a_checkpoint_is_an_error(tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    assert status(f"path={tmp_path}") == 2
+    assert "C001" in capsys.readouterr().out
+
+
+def test_status_says_how_bad_it_is(capsys):
+    warning = Finding("X1", "warning", "odd", "look")
+    error = Finding("X2", "error", "broken", "mend")
+    assert doctor.report([]) == 0
+    assert doctor.report([warning]) == 1
+    assert doctor.report([warning, error]) == 2
+    assert "fix: mend" in capsys.readouterr().out
