@@ -1,33 +1,38 @@
 # Each target makes its own virtual environment in .venv first; PYTHON chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check bench format clean
 
-demo: $(STAMP)
+demo: .venv/.core
 	$(BIN)/cadence demo
 
-test: $(STAMP)
+bench: .venv/.core
+	$(BIN)/cadence bench
+
+test: .venv/.dev
 	$(BIN)/python -m pytest
 
-check: $(STAMP)
+check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: $(STAMP)
-	$(BIN)/cadence bench
-
-format: $(STAMP)
+format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(STAMP): pyproject.toml constraints.txt
+# torch comes first, so that a build which is there already is kept.
+.venv/.core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,pusht]'
-	touch $(STAMP)
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+.venv/.dev: .venv/.core
+	$(PIP) -e '.[dev,pusht,metaworld,tensorboard]'
+	touch $@
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -205,6 +205,10 @@ class EpisodeStore:
         episode_of_row = np.repeat(np.arange(self.n_episodes), lengths)
         return np.flatnonzero(np.isin(episode_of_row, episodes))
 
+    def lengths_of(self, episodes: Sequence[int] | np.ndarray) -> np.ndarray:
+        """[n] int64 steps of each of the given episodes."""
+        return np.diff(self._ends, prepend=0)[np.asarray(episodes, np.int64)]
+
     def append(self, episode: Mapping[str, np.ndarray], **metadata: object) -> None:
         """Write one episode; it is visible when this returns, and never in part.
 

@@ -58,10 +58,13 @@ class Agent:
             device: where the network runs.
             rows: batch size of every network call; results depend on it in the last bits.
         """
+        if rows < 1:
+            raise ValueError(f"rows is {rows}, it must be at least 1")
         self.policy = policy.to(device).eval()
         self.sampler = sampler
         self.device = torch.device(device)
         self.rows = rows
+        self.weights = "raw"  # which weights the policy holds; a checkpoint says
 
     @classmethod
     def load(
@@ -83,11 +86,14 @@ class Agent:
         Raises:
             CheckpointError: there is no checkpoint, or it is damaged or newer than this program.
         """
-        policy = from_checkpoint(load(path))
+        loaded = load(path)
+        policy = from_checkpoint(loaded)
         sampler = make_sampler(
             pred_horizon=policy.horizons.pred, action_size=policy.contract.action.size
         )
-        return cls(policy, sampler, device=device, rows=rows)
+        agent = cls(policy, sampler, device=device, rows=rows)
+        agent.weights = loaded.weights
+        return agent
 
     @property
     def contract(self) -> Contract:

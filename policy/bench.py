@@ -9,7 +9,6 @@ Latencies are warm and synchronised, of the whole call: encoder, all denoiser ca
 un-normalisation. Prints a table and writes bench.json.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,11 +18,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from data.augment import FeatureNoise
 from data.bench import measure_gather
 from data.normalize import Normalizer
 from data.types import Batch, Contract, Field, Horizons
 from policy.agent import Agent
 from policy.build import assemble
+from policy.durable import write_json
 from policy.entry import entry, out_dir, pick_device, use_threads
 from policy.fingerprint import fingerprint
 from policy.model import DiffusionPolicy
@@ -95,7 +96,15 @@ def bench_train(cfg: DictConfig) -> dict:
     )
     figures = {}
     for name, autocast in (("fp32", False), ("bf16", True)):
-        trainer = Trainer(policy, optimizer, ema=ema, loss=loss, seed=cfg.seed, autocast=autocast)
+        trainer = Trainer(
+            policy,
+            optimizer,
+            ema=ema,
+            loss=loss,
+            augment=FeatureNoise(0.0),
+            seed=cfg.seed,
+            autocast=autocast,
+        )
 
         def step(trainer: Trainer = trainer) -> None:
             trainer.step(batch, 1.0)
@@ -124,8 +133,7 @@ def run(cfg: DictConfig) -> dict:
             print(f"  {key:<16} {_readable(value)}")
     results["net"] = str(cfg.net._target_)
     results["fingerprint"] = fingerprint()
-    (out / "bench.json").write_text(json.dumps(results, indent=1))
-    print(f"results: {out / 'bench.json'}")
+    write_json(out / "bench.json", results)
     return results
 
 

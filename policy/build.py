@@ -15,7 +15,8 @@ from policy.checkpoint import CheckpointError, LoadedCheckpoint
 from policy.model import DiffusionPolicy
 
 PARTS = ("net", "encoder", "precond")
-MAY_BUILD = ("policy.nets.", "policy.diffusion.")
+POLICY_MODULES = ("policy.nets.", "policy.diffusion.")
+TRAINING_MODULES = (*POLICY_MODULES, "policy.ema", "data.", "torch.optim.")
 
 
 def assemble(
@@ -28,7 +29,16 @@ def assemble(
         contract: of the demonstrations; sizes are read from it.
         horizons: of the policy.
         normalizer: fitted to the demonstrations.
+
+    Raises:
+        ValueError: a size does not fit, or the encoder cannot take a field.
     """
+    images = [name for name, field in contract.observation.items() if field.is_image]
+    if images:
+        raise ValueError(
+            f"the fields {images} are images, which no encoder here takes yet: give the store a "
+            f"contract without them (store=NAME, as configs/store/push_t_human.yaml)"
+        )
     feature_sizes = {name: normalizer.size(name) for name in contract.observation}
     encoder = instantiate(cfg.encoder)(feature_sizes=feature_sizes, obs_horizon=horizons.obs)
     net = instantiate(cfg.net)(
@@ -43,28 +53,36 @@ def from_checkpoint(loaded: LoadedCheckpoint) -> DiffusionPolicy:
     """The policy of a checkpoint, with its weights and statistics.
 
     Raises:
-        CheckpointError: the configuration names something that a policy is not made of, or the
-            weights do not fit it.
+        CheckpointError: the configuration lacks a part or names something that a policy is not
+            made of, or weights or statistics do not fit it.
     """
+    lacking = [part for part in PARTS if part not in loaded.config]
+    if lacking:
+        raise CheckpointError(f"the configuration in {loaded.path} lacks {lacking}")
     cfg = OmegaConf.create({part: loaded.config[part] for part in PARTS})
-    check_targets(cfg)
+    check_targets(cfg, POLICY_MODULES)
     policy = assemble(cfg, loaded.contract, loaded.horizons, Normalizer(loaded.contract))
     try:
         policy.load_state_dict(loaded.policy_state)
     except RuntimeError as error:
         raise CheckpointError(f"the weights do not fit the configured network: {error}") from error
+    if policy.normalizer.digest() != loaded.contract.statistics:
+        raise CheckpointError(
+            f"the statistics in {loaded.path} have digest {policy.normalizer.digest()[:12]}, its "
+            f"contract names {loaded.contract.statistics[:12]}: they belong to different data"
+        )
     return policy
 
 
-def check_targets(cfg: DictConfig) -> None:
-    """Raise CheckpointError where a `_target_` is not one of the parts of a policy."""
+def check_targets(cfg: DictConfig, modules: tuple[str, ...]) -> None:
+    """Raise CheckpointError where a `_target_` is not defined in one of `modules` (prefixes)."""
     for target in _targets(cfg):
         # The prefix alone would let a dotted path walk through a module's own imports.
-        allowed = target.startswith(MAY_BUILD)
-        if not allowed or not str(get_object(target).__module__).startswith(MAY_BUILD):
+        is_named = target.startswith(modules)
+        if not is_named or not str(get_object(target).__module__).startswith(modules):
             raise CheckpointError(
-                f"the checkpoint wants to build {target!r}; a policy is made of "
-                f"{' and '.join(prefix + '*' for prefix in MAY_BUILD)} only: do not trust this file"
+                f"the checkpoint wants to build {target!r}, it may build "
+                f"{', '.join(prefix + '*' for prefix in modules)} only: do not trust this file"
             )
 
 

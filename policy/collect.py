@@ -28,7 +28,7 @@ def record_task(
     cfg: DictConfig, path: Path, task: str | None, tasks: Sequence[str | None]
 ) -> RecordReport:
     """Record all starts of one task into the store at `path`, which is for all of `tasks`."""
-    env = instantiate(cfg.env)() if task is None else instantiate(cfg.env, task=task)()
+    env = _make_env(cfg, task)
     try:
         experts = _experts(env, cfg)
         store = _open(path, contract_of(env), tasks)
@@ -45,6 +45,14 @@ def record_task(
             )
     finally:
         env.close()
+
+
+def _make_env(cfg: DictConfig, task: str | None) -> gym.Env:
+    if task is None:
+        return instantiate(cfg.env)()
+    if "task" not in cfg.env:
+        raise ValueError(f"env {cfg.env._target_} holds one task only: leave out task={task}")
+    return instantiate(cfg.env, task=task)()
 
 
 def _experts(env: gym.Env, cfg: DictConfig) -> dict:

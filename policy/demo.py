@@ -23,8 +23,9 @@ from policy import collect, evaluate, train
 from policy import run as run_robot
 from policy.agent import Agent
 from policy.demo_report import Stage, headline, panels, read_results
+from policy.durable import write_text
 from policy.entry import compose_config, entry
-from policy.report import html_page, save, table
+from policy.report import html_page, table
 from policy.scene import Sketch
 from policy.sketch import can_sketch, sketch
 
@@ -80,7 +81,7 @@ def open_folder(out: Path, *, fresh: bool) -> dict[str, Stage]:
         shutil.rmtree(out / verb, ignore_errors=True)
     (out / "report.html").unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    record.write_text("{}")
+    write_text(record, "{}")
     return {}
 
 
@@ -98,7 +99,8 @@ def play_stages(cfg: DictConfig, out: Path, finished: dict[str, Stage]) -> None:
         if isinstance(outcome, dict) and not outcome.get("complete", True):
             raise KeyboardInterrupt
         finished[verb] = Stage(verb, command, time.monotonic() - start)
-        (out / RECORD).write_text(json.dumps({v: asdict(s) for v, s in finished.items()}, indent=1))
+        record = {name: asdict(stage) for name, stage in finished.items()}
+        write_text(out / RECORD, json.dumps(record, indent=1))
         print(f"[{number}/{len(VERBS)}] {verb} took {finished[verb].seconds:.1f} s\n")
 
 
@@ -132,7 +134,7 @@ def write_report(cfg: DictConfig, out: Path, finished: dict[str, Stage]) -> Sequ
         rows=rows,
         panels=panels(results),
     )
-    save(out / "report.html", page)
+    write_text(out / "report.html", page)
     return rows
 
 

@@ -1,5 +1,6 @@
-"""Folders that appear under their name only when all of them is on the disk."""
+"""Files and folders that appear under their name only when all of them is on the disk."""
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -41,6 +42,31 @@ def write_folder(place: Path, contents: Mapping[str, bytes]) -> None:
             os.rename(replaced, place)
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file, or leave what was there.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        _write_file(partial, text.encode())
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(file: Path, value: object) -> None:
+    """Write a value as readable JSON and print where.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    write_text(file, json.dumps(value, indent=1) + "\n")
+    print(f"results: {file}")
 
 
 def _write_file(file: Path, content: bytes) -> None:

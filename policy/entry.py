@@ -4,7 +4,6 @@ Hydra is used through its compose API, so a verb runs from any folder, writes on
 and an error is one line that names the mend (`--traceback` shows the rest).
 """
 
-import os
 import signal
 import sys
 import time
@@ -17,6 +16,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from policy.durable import point
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -156,10 +157,7 @@ def _fresh(parent: Path) -> Path:
             out.mkdir(parents=True)
         except FileExistsError:
             continue
-        pointer = parent / f".latest_{os.getpid()}"
-        pointer.unlink(missing_ok=True)
-        pointer.symlink_to(out.name)
-        os.replace(pointer, parent / "latest")
+        point(parent / "latest", out.name)
         return out
     raise OSError(f"no free folder name {parent / stamp}")
 

@@ -10,7 +10,6 @@ Writes results.json (episodes, score, success, their intervals, calls_per_action
 videos/*.mp4. Ctrl-C keeps the finished episodes, marked as incomplete.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from data.types import Horizons
 from envs.rendering import RenderingError
 from envs.vector import MakeEnv, make_vec
 from policy.agent import Agent
+from policy.durable import write_json
 from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
 from policy.play import Episode, play
@@ -81,7 +81,7 @@ def run(cfg: DictConfig) -> dict:
     modes = check_env(agent, make_env, checkpoint=cfg.checkpoint)
     out = out_dir(cfg, "evaluate")
     print(
-        f"checkpoint: {cfg.checkpoint}, weights: ema, device: {device}, "
+        f"checkpoint: {cfg.checkpoint}, weights: {agent.weights}, device: {device}, "
         f"{agent.nfe} calls per {horizons.action} actions"
     )
     episodes = measure(agent, make_env, cfg, horizons)
@@ -98,11 +98,12 @@ def run(cfg: DictConfig) -> dict:
         "episodes": [asdict(episode) for episode in episodes],
         "fingerprint": fingerprint(),
     }
-    (out / "results.json").write_text(json.dumps(results, indent=1))
+    write_json(out / "results.json", results)
     if results["complete"]:
         film_first(agent, make_env, cfg, horizons, out / "videos")
-    print(f"results: {out / 'results.json'}")
     print(summary_line(results))
+    if not results["complete"]:
+        raise KeyboardInterrupt
     return results
 
 
@@ -155,7 +156,7 @@ def film_first(
             path = folder / f"seed_{seed}.mp4"
             film(agent, make_env, seed=seed, action_horizon=horizons.action, path=path)
             print(f"video: {path}")
-    except RenderingError as error:
+    except (RenderingError, RuntimeError, OSError) as error:  # MuJoCo, pygame, the encoder
         print(f"no video: {error}")
 
 

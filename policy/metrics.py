@@ -7,9 +7,10 @@ run is going to write again. A line torn by a crash can only be the last one and
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Self
+
+from policy.durable import write_text
 
 
 class MetricsWriter:
@@ -134,6 +135,4 @@ def _parse(line: str) -> dict | None:
 
 def _rewrite(path: Path, entries: list[dict]) -> None:
     """Replace the file in one move, so that a crash leaves the old or the new one."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text("".join(_line(entry) for entry in entries), encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, "".join(_line(entry) for entry in entries))

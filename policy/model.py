@@ -54,7 +54,15 @@ class DiffusionPolicy(nn.Module):
         return c.c_skip[..., None] * x + c.c_out[..., None] * raw
 
     def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """Condition [B, C] of an observation; once per chunk.
+        """Condition [B, C] of an observation; once per chunk. For errors see `features`.
+
+        Args:
+            observation: field name -> [B, To, ...] in physical units; further fields are ignored.
+        """
+        return self.encoder(self.features(observation))
+
+    def features(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Field name -> normalised features [B, To, F], of an image [B, To, H, W, C].
 
         Args:
             observation: field name -> [B, To, ...] in physical units; further fields are ignored.
@@ -79,7 +87,7 @@ class DiffusionPolicy(nn.Module):
                     f"horizon), the newest last"
                 )
             features[name] = self.normalizer.normalize(name, values)
-        return self.encoder(features)
+        return features
 
     def chunk(self, actions: Tensor) -> Tensor:
         """Chunks [B, Tp, Da] in the network's scale from actions [B, Tp, ...] in physical units."""

@@ -5,7 +5,6 @@ intervals behind it.
 """
 
 import base64
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -115,13 +114,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(
         f"{row.name:<{names}}  {row.value:<{values}}  {row.note}".rstrip() for row in rows
     )
-
-
-def save(path: Path, page: str) -> None:
-    """Write a page in one move."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(page, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _row(row: Row) -> str:

@@ -9,10 +9,8 @@ as missed. Latencies are of warm calls. Writes run.json. Ctrl-C stops the robot 
 measured.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -25,6 +23,7 @@ from policy.agent import Agent
 from policy.control.clock import WallClock
 from policy.control.latency import Summary, TimingLog
 from policy.control.loop import control_loop
+from policy.durable import write_json
 from policy.entry import entry, out_dir, pick_device, use_threads
 from policy.fingerprint import fingerprint
 from policy.types import ActionChunk, Robot
@@ -38,11 +37,15 @@ class Episode:
         seed: of the start and of the policy's noise.
         success: whether the task was done.
         ticks: control ticks that passed.
+        clipped: commands that were moved to the robot's limits.
+        mode: way taken, where the task has several; 0 is none.
     """
 
     seed: int
     success: bool
     ticks: int
+    clipped: int
+    mode: int
 
 
 class StreamPolicy:
@@ -127,7 +130,7 @@ def control_episodes(
             log=log,
             is_over=lambda: robot.episode_over,
         )
-        finished.append(Episode(seed, robot.is_success, ticks))
+        finished.append(Episode(seed, robot.is_success, ticks, robot.clipped, robot.mode))
         print(f"start {seed}: {'success' if robot.is_success else 'no success'}, {ticks} ticks")
 
 
@@ -178,15 +181,13 @@ def run(cfg: DictConfig) -> dict:
             "seed": cfg.seed,
             "fingerprint": fingerprint(),
         }
-        _write(out / "run.json", results)
+        write_json(out / "run.json", results)
         print(timing_table(log))
-        print(f"successes {sum(e.success for e in finished)} of {len(finished)} episodes")
+        print(
+            f"successes {sum(e.success for e in finished)} of {len(finished)} episodes, "
+            f"commands clipped to the limits: {sum(e.clipped for e in finished)}"
+        )
     return results
-
-
-def _write(path: Path, results: dict) -> None:
-    path.write_text(json.dumps(results, indent=1))
-    print(f"results: {path}")
 
 
 def main() -> None:

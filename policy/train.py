@@ -4,10 +4,10 @@
     cadence train experiment=push_t_human store.path=PATH/pusht_cchi_v7_replay.zarr
     cadence train resume=outputs/train/latest
 
-Ends after `steps` or `minutes`, whichever comes first. Writes metrics.jsonl (a function of the
-configuration alone), timing.jsonl (what depends on the machine) and checkpoints. Ctrl-C leaves a
-usable checkpoint, and `resume=` goes on from it: on the CPU a resumed run equals an uninterrupted
-one bit for bit, if it is limited by steps. Evaluated and validated are always the averaged weights.
+Ends after `steps` or `minutes`, whichever comes first. Writes metrics.jsonl, timing.jsonl (what
+depends on the machine) and checkpoints. Ctrl-C leaves a usable checkpoint, and `resume=` goes on
+from it: on the CPU a resumed run equals an uninterrupted one bit for bit, if its end is given in
+steps. Evaluated and validated are always the averaged weights.
 """
 
 import math
@@ -26,7 +26,7 @@ from data.normalize import Normalizer
 from data.store import EpisodeStore
 from data.types import Horizons
 from policy.budget import Budget, learning_rate_scale
-from policy.build import assemble
+from policy.build import TRAINING_MODULES, assemble, check_targets
 from policy.checkpoint import load, load_trainer, save
 from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
@@ -49,6 +49,22 @@ class Run:
     trainer: Trainer
     store_digest: str
     seconds: float = 0.0  # of training, over all resumed parts
+
+    def save_unless_saved(self) -> Path:
+        """Folder of the checkpoint of this step, written if it is not there.
+
+        Raises:
+            ValueError: the weights are not finite.
+        """
+        place = self.out / "checkpoints" / f"step_{self.trainer.step_count:08d}"
+        if place.exists():
+            return place
+        if not self.trainer.is_finite():
+            raise ValueError(
+                f"the weights are not finite at step {self.trainer.step_count} and are not saved: "
+                f"lower optimizer.lr; earlier checkpoints are in {self.out}"
+            )
+        return self.save()
 
     def save(self) -> Path:
         """Write a checkpoint and let older ones go."""
@@ -75,24 +91,32 @@ def prepare(cfg: DictConfig, store: EpisodeStore, out: Path) -> Run:
         StoreError: the store cannot be learned from.
         ValueError: a setting is impossible.
     """
+    for name in ("batch_size", "log_every", "validate_every", "save_every", "keep"):
+        if cfg[name] < 1:
+            raise ValueError(f"{name} is {cfg[name]}, it must be at least 1")
+    Budget(cfg.steps, cfg.minutes)
     use_threads(cfg.threads)
     device = pick_device(cfg.device)
     horizons = Horizons(**cfg.horizons)
     learn, hold = split_episodes(store.n_episodes, cfg.holdout, seed=cfg.seed)
     dataset = WindowDataset(store, horizons, episodes=learn, device=device)
-    holdout = WindowDataset(store, horizons, episodes=hold, device=device) if len(hold) else None
     print(f"store: {store.path}: {dataset.report}")
+    has_holdout = (store.lengths_of(hold) >= horizons.action).any()
+    holdout = WindowDataset(store, horizons, episodes=hold, device=device) if has_holdout else None
+    if holdout is None:
+        print("no episode is held out, so there is no validation loss")
     torch.manual_seed(cfg.seed)  # of the initial weights
     normalizer = Normalizer.fit(store.contract, dataset.arrays())
     policy = assemble(cfg, store.contract, horizons, normalizer).to(device)
     n_parameters = sum(p.numel() for p in policy.parameters())
     print(f"policy: {n_parameters / 1e6:.2f} M parameters")
-    optimizer = instantiate(cfg.optimizer)(policy.parameters(), fused=True)
+    optimizer = instantiate(cfg.optimizer)(policy.parameters())
     trainer = Trainer(
         policy,
         optimizer,
         ema=instantiate(cfg.ema)(policy),
         loss=instantiate(cfg.loss),
+        augment=instantiate(cfg.augment),
         seed=cfg.seed,
         autocast=False,
     )
@@ -124,11 +148,12 @@ def fit(run: Run) -> bool:
             trainer.step(run.dataset.batch(order.indices(trainer.step_count)), scale)
             run.seconds = time.monotonic() - start
             bar.update()
-            is_last = budget.progress(trainer.step_count, run.seconds) >= 1
+            spent = budget.progress(trainer.step_count, run.seconds)
+            is_last = spent >= 1
             if trainer.step_count % cfg.log_every == 0:
                 loss = log_loss(run, metrics, timing)
                 epoch = trainer.step_count / order.steps_per_epoch
-                bar.total = round(trainer.step_count / max(progress, 1e-9))
+                bar.total = round(trainer.step_count / spent)
                 bar.set_postfix_str(f"loss {loss:.4f}, epoch {epoch:.1f}", refresh=False)
             if run.holdout is not None and (
                 trainer.step_count % cfg.validate_every == 0 or is_last
@@ -147,7 +172,7 @@ def log_loss(run: Run, metrics: MetricsWriter, timing: MetricsWriter) -> float:
         ValueError: the loss is not finite.
     """
     trainer, step = run.trainer, run.trainer.step_count
-    loss = trainer.mean_loss(run.cfg.log_every)
+    loss = trainer.mean_loss(run.cfg.log_every)  # over the steps since the last line
     if not math.isfinite(loss):
         raise ValueError(
             f"the loss is {loss} at step {step}: lower optimizer.lr, or look for outliers with "
@@ -168,6 +193,7 @@ def resume(path: Path) -> Run:
     loaded = load(path)
     cfg = OmegaConf.create(loaded.config)
     assert isinstance(cfg, DictConfig)
+    check_targets(cfg, TRAINING_MODULES)
     run = prepare(cfg, instantiate(cfg.store), loaded.run_dir)
     if run.store_digest != loaded.store_digest:
         raise ValueError(
@@ -205,7 +231,7 @@ def run(cfg: DictConfig) -> Path:
         store = instantiate(cfg.store)
         this = prepare(cfg, store, fresh_out(cfg))
     complete = fit(this)
-    checkpoint = this.save()
+    checkpoint = this.save_unless_saved()
     print(f"{'done' if complete else 'interrupted'} at step {this.trainer.step_count}")
     print(f"checkpoint (ema weights): {checkpoint}")
     if not complete:
@@ -217,8 +243,9 @@ def run(cfg: DictConfig) -> Path:
 def refuse_settings_beside_resume(overrides: Sequence[str]) -> None:
     """Exit where a run is to be resumed with other settings, which it would not take."""
     settings = [o for o in overrides if not o.startswith("-")]
+    resumed = [o for o in settings if o.startswith("resume=") and o != "resume=null"]
     others = [o for o in settings if not o.startswith("resume=")]
-    if others and len(others) < len(settings):
+    if others and resumed:
         print(
             f"cadence train: error: resume= takes the settings of the interrupted run; "
             f"leave out {' '.join(others)}, or start a new run without resume=",

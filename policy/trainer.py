@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.augment import FeatureNoise
 from data.dataset import WindowDataset
 from data.types import Batch
 from policy.diffusion.loss import DenoisingLoss
@@ -79,6 +80,7 @@ class Trainer:
         *,
         ema: EMA,
         loss: DenoisingLoss,
+        augment: FeatureNoise,
         seed: int,
         autocast: bool,
     ):
@@ -89,10 +91,12 @@ class Trainer:
             optimizer: over the policy's parameters.
             ema: moving average of the policy, whose weights are evaluated.
             loss: of chunks.
+            augment: of observations in training.
             seed: of the run.
             autocast: whether networks run in bfloat16.
         """
-        self.policy, self.optimizer, self.ema, self.loss = policy, optimizer, ema, loss
+        self.policy, self.optimizer, self.ema = policy, optimizer, ema
+        self.loss, self.augment = loss, augment
         self.seed, self.autocast = seed, autocast
         self.device = next(policy.parameters()).device
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -105,13 +109,17 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * rate_scale
         generator = seeded(self.seed, purpose=NOISE, count=self.step_count, device=self.device)
-        loss = self._loss(self.policy, batch, generator)
+        loss = self._loss(self.policy, batch, generator, augment=self.augment)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         self.step_count += 1
         self.ema.update(self.policy)
         self.loss_sum += loss.detach()
+
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(p.isfinite().all()) for p in self.policy.parameters())
 
     def mean_loss(self, n_steps: int) -> float:
         """Mean loss of the last `n_steps` steps, which are those since this was last asked."""
@@ -126,15 +134,24 @@ class Trainer:
         model = self.ema.module
         for number, indices in enumerate(torch.arange(n_windows).split(batch_size)):
             generator = seeded(self.seed, purpose=VALIDATION, count=number, device=self.device)
-            total += float(self._loss(model, dataset.batch(indices), generator)) * len(indices)
+            loss = self._loss(model, dataset.batch(indices), generator, augment=FeatureNoise(0.0))
+            total += float(loss) * len(indices)
         return total / n_windows
 
-    def _loss(self, policy: DiffusionPolicy, batch: Batch, generator: torch.Generator) -> Tensor:
+    def _loss(
+        self,
+        policy: DiffusionPolicy,
+        batch: Batch,
+        generator: torch.Generator,
+        *,
+        augment: FeatureNoise,
+    ) -> Tensor:
+        features = augment(policy.features(batch.observation), generator)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return self.loss(
                 policy,
                 policy.chunk(batch.action),
-                policy.encode(batch.observation),
+                policy.encoder(features),
                 is_pad=batch.is_pad,
                 preconditioning=policy.preconditioning,
                 generator=generator,

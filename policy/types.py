@@ -90,6 +90,7 @@ class Robot(Protocol):
     """A robot, or something that behaves like one. Times are seconds on the control clock."""
 
     contract: Contract
+    limits: tuple[np.ndarray, np.ndarray]  # lowest and highest action [Da]
 
     def read(self) -> Observation:
         """The newest observation, stamped with the time it was captured."""

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "policy.durable": (),
     "policy.state_tree": (),
     "policy.ema": (),
-    "policy.metrics": (),
+    "policy.metrics": ("policy.durable",),
     "policy.statistics": (),
     "policy.rl": (
         "policy.rl",

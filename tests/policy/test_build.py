@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from policy.build import check_targets
+from policy.build import PARTS, POLICY_MODULES, TRAINING_MODULES, check_targets
 from policy.checkpoint import CheckpointError
 from policy.entry import compose_config
 
@@ -21,9 +21,10 @@ from policy.entry import compose_config
 def test_a_foreign_target_is_refused(target):
     cfg = OmegaConf.create({"net": {"deep": [{"_target_": target}]}})
     with pytest.raises(CheckpointError, match="do not trust"):
-        check_targets(cfg)
+        check_targets(cfg, TRAINING_MODULES)
 
 
 def test_the_configured_parts_are_allowed():
     cfg = compose_config("train", ["store.path=none"])
-    check_targets(OmegaConf.create({part: cfg[part] for part in ("net", "encoder", "precond")}))
+    check_targets(OmegaConf.create({part: cfg[part] for part in PARTS}), POLICY_MODULES)
+    check_targets(cfg, TRAINING_MODULES)

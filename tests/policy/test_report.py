@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from policy.demo_report import Results, Stage, headline, panels
+from policy.durable import write_text
 from policy.figures import durations, rates, training_curves
-from policy.report import Panel, Row, html_page, save, table, video
+from policy.report import Panel, Row, html_page, table, video
 from policy.scene import Fan, Rollout, Sketch
 
 METRICS = [
@@ -193,8 +194,8 @@ def test_terminal_table_is_aligned():
 
 def test_save_replaces_the_page(tmp_path):
     path = tmp_path / "report.html"
-    save(path, "old")
-    save(path, "ä new")
+    write_text(path, "old")
+    write_text(path, "ä new")
     assert path.read_text(encoding="utf-8") == "ä new"
     assert list(tmp_path.iterdir()) == [path]
 
