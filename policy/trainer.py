@@ -5,6 +5,7 @@ noise of a step come from generators seeded anew, so there is no generator state
 that was killed and resumed does what an uninterrupted one does.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,9 +33,9 @@ def seeded(seed: int, *, purpose: int, count: int, device: torch.device | str) -
         count: step or epoch.
         device: of the generator.
     """
-    # Steps are far fewer than 2^40 and seeds are folded, so the 64 bits do not collide.
-    mixed = ((seed * 0x9E3779B1) & 0x3FFFFF) << 42 | purpose << 40 | count
-    return torch.Generator(device).manual_seed(mixed)
+    # A hash, because the CPU's generator takes in the low 32 bits of a seed only.
+    key = hashlib.blake2b(f"{seed} {purpose} {count}".encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(key, "little"))
 
 
 class WindowOrder:

@@ -32,5 +32,5 @@ def test_images_and_zero_noise_change_nothing():
 
 
 def test_a_negative_deviation_is_refused():
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="at least 0"):
         FeatureNoise(-0.1)

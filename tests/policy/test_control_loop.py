@@ -25,6 +25,7 @@ class FakeRobot:
 
     def __init__(self, clock, kind: Kind = "absolute"):
         self.contract = contract(kind)
+        self.limits = (np.array([-np.inf]), np.array([np.inf]))
         self.clock = clock
         self.commands = []
         self.n_stops = 0
