@@ -5,7 +5,7 @@ S002 error    no contract, or a broken one       S007 error    zero episodes
 S003 error    episode ends missing or wrong      S008 warning  very short episodes
 S004 error    a missing array                    S009 warning  an element that never changes
 S005 error    shape, dtype or length is wrong    S010 warning  steps of an unfinished episode
-S011 error    written by a newer program
+S011 error    written by a newer program         S012 error    episode metadata is not JSON
 """
 
 from collections.abc import Callable
@@ -37,6 +37,7 @@ FIXES = {
     "S004": "record the field, or take it out of the contract",
     "S005": "correct the contract, convert the array, or restore it from a copy",
     "S011": "upgrade cadence",
+    "S012": "restore meta/episode_metadata from a copy; recording cannot go on without it",
 }
 
 Result = TypeVar("Result")
@@ -87,7 +88,9 @@ def examine_store(path: str | Path, contract: Contract | None = None) -> list[Fi
         _examine_array(findings, path, group, name, field, ends=ends, is_own=is_own)
     _examine_ends(findings, ends)
     if not any(finding.severity == "error" for finding in findings):
-        _examine_numbers(findings, EpisodeStore.open(path, contract=contract))
+        store = EpisodeStore.open(path, contract=contract)
+        _try(findings, "S012", lambda: store.episode_metadata)
+        _examine_numbers(findings, store)
     return findings
 
 

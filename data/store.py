@@ -164,9 +164,14 @@ class EpisodeStore:
         """What was given to `append` with each episode; empty objects where there is none."""
         if self._metadata_array is None:
             return [{} for _ in range(self.n_episodes)]
-        return [
-            json.loads(str(entry)) for entry in np.asarray(self._metadata_array[: self.n_episodes])
-        ]
+        entries = np.asarray(self._metadata_array[: self.n_episodes])
+        try:
+            return [json.loads(str(entry)) for entry in entries]
+        except ValueError as error:
+            raise StoreError(
+                f"{self.path}: meta/episode_metadata is not JSON ({error}): "
+                f"restore it from a copy, or record into a new store"
+            ) from error
 
     def array(self, key: str) -> zarr.Array:
         """The zarr array of a field; rows from `n_steps` on belong to no episode."""

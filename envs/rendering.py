@@ -62,7 +62,10 @@ class Renderer:
             )
         self._model = model
         self._context = _open_context(width, height)
-        self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        try:
+            self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        except mujoco.FatalError as error:  # GLFW without a display only warns before this
+            raise _failure(choose_backend(), error) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._drawing)
         self._scene = mujoco.MjvScene(model=model, maxgeom=1000)
         self._options = mujoco.MjvOption()
@@ -119,11 +122,15 @@ def _open_context(width: int, height: int) -> Any:
         context = importlib.import_module(f"mujoco.{module}").GLContext(width, height)
         context.make_current()
     except (AttributeError, ImportError, RuntimeError) as error:
-        raise RenderingError(
-            f"cannot render with the OpenGL backend {backend!r} ({error}): leave MUJOCO_GL unset, "
-            f"and one that works is chosen. {HELP}"
-        ) from error
+        raise _failure(backend, error) from error
     return context
+
+
+def _failure(backend: str, error: Exception) -> RenderingError:
+    return RenderingError(
+        f"cannot render with the OpenGL backend {backend!r} ({error}): leave MUJOCO_GL unset, "
+        f"and one that works is chosen. {HELP}"
+    )
 
 
 def probe(backend: str, timeout: float = PROBE_TIMEOUT) -> str:

@@ -65,7 +65,12 @@ def from_checkpoint(loaded: LoadedCheckpoint) -> DiffusionPolicy:
     try:
         policy.load_state_dict(loaded.policy_state)
     except RuntimeError as error:
-        raise CheckpointError(f"the weights do not fit the configured network: {error}") from error
+        lines = str(error).splitlines()
+        rest = f" (and {len(lines) - 2} more lines)" if len(lines) > 2 else ""
+        complaint = "".join(lines[1:2]).strip() or str(error)
+        raise CheckpointError(
+            f"the weights do not fit the configured network: {complaint[:200]}{rest}"
+        ) from error
     if policy.normalizer.digest() != loaded.contract.statistics:
         raise CheckpointError(
             f"the statistics in {loaded.path} have digest {policy.normalizer.digest()[:12]}, its "

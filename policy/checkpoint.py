@@ -192,7 +192,7 @@ def resolve(path: Path | str) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    path = Path(path)
+    path = Path(str(path))
     if path.is_file():
         path = path.parent
     path = path.resolve()
@@ -270,7 +270,7 @@ def _another(folder: Path) -> str:
 
 def _read_meta(folder: Path) -> dict:
     file = folder / META
-    if not file.exists():
+    if not file.is_file():
         raise CheckpointError(f"{file} is missing", code="C003", fix=_another(folder))
     try:
         meta = json.loads(file.read_bytes())
@@ -291,7 +291,7 @@ def _read_meta(folder: Path) -> dict:
 def _read_file(loaded: LoadedCheckpoint, name: str) -> bytes:
     """Content of a file that is as it was written."""
     file, expected = loaded.path / name, loaded.files[name]
-    if not file.exists():
+    if not file.is_file():
         raise CheckpointError(f"{file} is missing", code="C003", fix=_another(loaded.path))
     content = file.read_bytes()
     for entry, found in _fingerprint(content).items():

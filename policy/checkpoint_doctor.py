@@ -4,6 +4,7 @@ C001 error    there is no checkpoint             C005 error    it is of a newer 
 C002 error    checkpoint.json cannot be used     C006 error    a weight is not finite
 C003 error    a file is missing                  C007 warning  training cannot go on from it
 C004 error    a file is truncated or altered     C008 warning  rest of an interrupted save
+C009 error    no policy can be built from it (`cadence doctor` finds this)
 """
 
 from pathlib import Path

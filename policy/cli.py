@@ -1,7 +1,10 @@
 """The command `cadence <verb> [key=value ...]`: finds the verb, hands it the rest of the line."""
 
 import importlib
+import os
+import signal
 import sys
+from types import FrameType
 
 VERBS = {
     "demo": "the whole job on one command: collect, train, evaluate, run, and a report to look at",
@@ -41,7 +44,17 @@ def main() -> None:
     if verb not in VERBS:
         print(f"cadence: no verb {verb!r}; choose one of {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
-    importlib.import_module(f"policy.{verb}").main()
+    # Imports take seconds, and Ctrl-C raised inside them ends in whatever they make of it.
+    previous = signal.signal(signal.SIGINT, _leave)
+    module = importlib.import_module(f"policy.{verb}")
+    signal.signal(signal.SIGINT, previous)
+    module.main()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End at once: there is nothing to keep yet."""
+    os.write(2, b"\ncadence: interrupted before it began\n")
+    os._exit(130)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, ListConfig
 
 from data.record import RecordReport, contract_of, record
 from data.store import EpisodeStore
-from data.types import Contract
-from policy.entry import entry, out_dir
+from data.types import Contract, ContractError
+from policy.entry import entry, out_dir, pick_device
 from policy.progress import progress_bar
 
 
@@ -72,6 +72,11 @@ def _open(path: Path, contract: Contract, tasks: Sequence[str | None]) -> Episod
         return EpisodeStore.create(path, contract)
     store = EpisodeStore.open(path, mode="a")
     contract.check(store.contract, this="the environment", that=f"the store {path}")
+    if contract.task not in (store.contract.task, *store.contract.task.split(", "), *tasks):
+        raise ContractError(
+            f"the store {path} holds {store.contract.task!r}, this environment is "
+            f"{contract.task!r}: choose another out=DIR"
+        )
     print(f"going on after {store.n_episodes} episodes")
     return store
 
@@ -91,6 +96,9 @@ def run(cfg: DictConfig) -> Path:
     """Collect as configured; returns the path of the store."""
     if cfg.starts < 1:
         raise ValueError(f"starts is {cfg.starts}, it must be at least 1")
+    if cfg.keep not in ("success", "all"):
+        raise ValueError(f"keep is {cfg.keep!r}, choose 'success' or 'all'")
+    pick_device(cfg.device)
     out = out_dir(cfg, "collect")
     path = out / "store.zarr"
     tasks = list(cfg.task) if isinstance(cfg.task, ListConfig) else [cfg.task]

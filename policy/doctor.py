@@ -9,15 +9,20 @@ Each finding has a code, what was found and the fix. Exit status: 0 nothing wron
 2 errors.
 """
 
+import os
+import platform
 import shutil
 from pathlib import Path
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from data.doctor import Finding, examine_store
-from envs.rendering import RenderingError, choose_backend
+from envs.rendering import RenderingError, choose_backend, probe
+from policy.build import from_checkpoint
+from policy.checkpoint import load
 from policy.checkpoint_doctor import examine_checkpoint
 from policy.entry import entry
 from policy.fingerprint import fingerprint
@@ -30,6 +35,10 @@ def examine_machine() -> list[Finding]:
     findings = []
     try:
         backend = choose_backend()
+        is_set = bool(os.environ.get("MUJOCO_GL")) and platform.system() == "Linux"
+        failure = probe(backend) if is_set else ""  # otherwise it was probed by the choice
+        if failure:
+            raise RenderingError(f"MUJOCO_GL={backend} does not work ({failure}): leave it unset")
         print(f"rendering: {backend}")
     except RenderingError as error:
         findings.append(Finding("M001", "warning", f"no rendering: {error}", "see the message"))
@@ -47,6 +56,18 @@ def examine_machine() -> list[Finding]:
     return findings
 
 
+def examine_policy(path: Path) -> list[Finding]:
+    """Whether a policy can be built from a checkpoint whose files are whole."""
+    try:
+        from_checkpoint(load(path))
+    except Exception as error:  # The configuration may be a stranger's and raise anything.
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        problem = f"no policy can be built from it: {cause or error}"
+        fix = "restore the checkpoint from a copy, or train again; do not trust an altered one"
+        return [Finding("C009", "error", problem, fix)]
+    return []
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is meant as a checkpoint: it, or what it holds, looks like one."""
     marks = ("checkpoint.json", "policy.safetensors", "checkpoints")
@@ -59,9 +80,12 @@ def run(cfg: DictConfig) -> int:
         for name, version in fingerprint().items():
             print(f"{name}: {version}")
         return report(examine_machine())
-    path = Path(cfg.path)
+    path = Path(str(cfg.path))
     if is_checkpoint(path):
-        return report(examine_checkpoint(path))
+        findings = examine_checkpoint(path)
+        if not any(finding.severity == "error" for finding in findings):
+            findings += examine_policy(path)
+        return report(findings)
     given = cfg.store.get("contract")
     contract = None if given is None else instantiate(given)
     return report(examine_store(path, contract))

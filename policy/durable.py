@@ -54,6 +54,9 @@ def write_text(file: Path, text: str) -> None:
     try:
         _write_file(partial, text.encode())
         os.replace(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{file} could not be written: {error.strerror}") from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -4,6 +4,8 @@ Hydra is used through its compose API, so a verb runs from any folder, writes on
 and an error is one line that names the mend (`--traceback` shows the rest).
 """
 
+import difflib
+import re
 import signal
 import sys
 import time
@@ -18,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from policy.durable import point
+from policy.settings import check_settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -45,7 +48,15 @@ def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | N
     arguments = sys.argv[1:]
     overrides = [a for a in arguments if a not in FLAGS]
     if positional:
-        overrides = [a if "=" in a else f"{positional}={a}" for a in overrides]
+        bare = [a for a in overrides if "=" not in a]
+        if len(bare) > 1:
+            print(
+                f"cadence {verb}: error: give one {positional}, not {len(bare)}: {' '.join(bare)}",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+        # Quoted, so that a path may hold whatever Hydra's grammar minds.
+        overrides = [a if "=" in a else f"{positional}={_quoted(a)}" for a in overrides]
     if "-h" in arguments or "--help" in arguments:
         print(help_text(verb, run))
         return
@@ -65,10 +76,27 @@ def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | N
     ) as e:
         if "--traceback" in arguments:
             raise
-        print(f"cadence {verb}: error: {_message(e)}", file=sys.stderr)
+        print(f"cadence {verb}: error: {_message(e)}{_suggestion(verb, e)}", file=sys.stderr)
         is_usage = isinstance(e, HydraException | OmegaConfBaseException)
         sys.exit(2 if is_usage and not isinstance(e, InstantiationException) else 1)
+    except Exception as e:  # A defect, or a setting that nobody foresaw: still one line.
+        if "--traceback" in arguments:
+            raise
+        print(
+            f"cadence {verb}: error: {type(e).__name__}: {_message(e)} "
+            f"(unforeseen: check the settings; --traceback shows where)",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _quoted(text: str) -> str:
+    """A string as a Hydra override takes it literally."""
+    if re.search(r"[^\w./~-]", text) is None:
+        return text
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -82,6 +110,9 @@ def _resolved(verb: str, overrides: Sequence[str]) -> DictConfig:
     is_resumed = cfg.get("resume") is not None  # takes its settings from the interrupted run
     if missing and not is_resumed:
         raise ValueError(f"please give {', '.join(f'{key}=...' for key in missing)}")
+    defaults = OmegaConf.load(CONFIGS / f"{verb}.yaml")
+    assert isinstance(defaults, DictConfig)
+    check_settings(cfg, defaults)
     return cfg
 
 
@@ -91,7 +122,21 @@ def _message(error: Exception) -> str:
         return _message(error.__cause__)  # pyright: ignore[reportArgumentType]
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
-    return str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and not error.filename:
+        return error.strerror
+    text = str(error) or type(error).__name__
+    return text.split("\nConfig search path:")[0]  # Hydra's own folders help nobody here.
+
+
+def _suggestion(verb: str, error: Exception) -> str:
+    """The settings that a mistyped one may have meant."""
+    mistyped = re.search(r"Could not override '([^']*)'", str(error))
+    if mistyped is None:
+        return ""
+    known = OmegaConf.load(CONFIGS / f"{verb}.yaml")
+    near = difflib.get_close_matches(mistyped[1], [str(key) for key in known if key != "defaults"])
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"\n{meant}cadence {verb} --help lists the settings"
 
 
 def help_text(verb: str, run: Callable[[DictConfig], object]) -> str:
@@ -141,8 +186,13 @@ def out_dir(cfg: DictConfig, verb: str) -> Path:
     `out=DIR` where given, else a fresh `outputs/<verb>/<date>_<time>`, and `latest` points to it.
     """
     if cfg.out is not None:
-        out = Path(cfg.out)
-        out.mkdir(parents=True, exist_ok=True)
+        out = Path(str(cfg.out))
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"out={out} cannot be made a folder ({error.strerror}): choose another place"
+            ) from error
     else:
         out = _fresh(Path("outputs") / verb)
     print(f"out: {out}")

@@ -98,7 +98,11 @@ def run(cfg: DictConfig) -> dict:
         "episodes": [asdict(episode) for episode in episodes],
         "fingerprint": fingerprint(),
     }
-    write_json(out / "results.json", results)
+    try:
+        write_json(out / "results.json", results)
+    except OSError:
+        print(summary_line(results))  # A full disk must not cost the answer.
+        raise
     if results["complete"]:
         film_first(agent, make_env, cfg, horizons, out / "videos")
     print(summary_line(results))

@@ -206,19 +206,19 @@ def resume(path: Path) -> Run:
     return run
 
 
-def fresh_out(cfg: DictConfig) -> Path:
-    """The run's folder.
+def _is_occupied(out: Path) -> bool:
+    """Whether a folder holds checkpoints; an empty folder is what a full disk left."""
+    folder = out / "checkpoints"
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
-    Raises:
-        ValueError: it holds another run, which would be lost.
-    """
-    out = out_dir(cfg, "train")
-    if (out / "checkpoints").exists():
+
+def refuse_occupied(cfg: DictConfig) -> None:
+    """Raise ValueError where the run's folder holds another run, which would be lost."""
+    if cfg.out is not None and _is_occupied(Path(str(cfg.out))):
         raise ValueError(
-            f"out={out} holds a training run already: go on with it by resume={out}, "
+            f"out={cfg.out} holds a training run already: go on with it by resume={cfg.out}, "
             f"or choose another folder"
         )
-    return out
 
 
 def run(cfg: DictConfig) -> Path:
@@ -227,9 +227,11 @@ def run(cfg: DictConfig) -> Path:
         this = resume(Path(cfg.resume))
     else:
         cfg = cfg.copy()
-        cfg.store.path = str(Path(cfg.store.path).absolute())
-        store = instantiate(cfg.store)
-        this = prepare(cfg, store, fresh_out(cfg))
+        cfg.store.path = str(Path(str(cfg.store.path)).absolute())
+        refuse_occupied(cfg)
+        this = prepare(cfg, instantiate(cfg.store), Path())
+        # Only now, so that a refused run leaves no folder and `latest` as it was.
+        this.out = out_dir(cfg, "train")
     complete = fit(this)
     checkpoint = this.save_unless_saved()
     print(f"{'done' if complete else 'interrupted'} at step {this.trainer.step_count}")

@@ -1,6 +1,7 @@
 # pyright: reportAttributeAccessIssue=false
 """The base class: step ratio, seeded reset, bad actions, and pictures on request."""
 
+import os
 import subprocess
 import sys
 
@@ -162,3 +163,9 @@ def test_no_picture_without_a_render_mode():
     env = PickPlace()
     env.reset(seed=0)
     assert env.render() is None
+
+
+def test_a_backend_that_cannot_be_loaded_does_not_keep_a_task_from_running():
+    code = "from envs.pick_place import PickPlace; PickPlace().reset(seed=0)"
+    environment = {**os.environ, "MUJOCO_GL": "nonsense"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

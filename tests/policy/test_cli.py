@@ -82,3 +82,53 @@ def test_the_exit_status_is_what_the_work_returns(monkeypatch):
 
 def test_help_comes_from_the_docstring():
     assert "Exit status" in help_text("doctor", sys.modules["policy.doctor"].run)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["starts=abc", "starts=1.5", "starts=", "seed=x", "seed=-1", "keep=best", "device=tpu"]
+)
+def test_a_setting_of_the_wrong_kind_is_one_line_and_leaves_no_folder(
+    monkeypatch, capsys, tmp_path, wrong
+):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(monkeypatch, "collect", "env=pillar", wrong) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("cadence collect: error: ")
+    assert wrong.split("=")[0] in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_mistyped_setting_gets_a_suggestion(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "collect", "env=pillar", "strats=2") == 2
+    assert "did you mean starts" in capsys.readouterr().err
+
+
+def test_out_that_is_a_file_names_the_mend(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    assert run_cli(monkeypatch, "collect", "env=pillar", "starts=1", f"out={file}") == 1
+    assert "choose another place" in capsys.readouterr().err
+
+
+def test_a_defect_is_one_line_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cadence"])
+
+    def fail(cfg):
+        raise TypeError("no such thing")
+
+    with pytest.raises(SystemExit) as end:
+        entry("doctor", fail)
+    assert end.value.code == 1
+    assert "TypeError: no such thing" in capsys.readouterr().err
+
+
+def test_doctor_takes_one_path(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "doctor", "a", "b") == 2
+    assert "give one path" in capsys.readouterr().err
+
+
+def test_doctor_takes_a_path_with_any_characters(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "it's (a, store) $x"
+    assert run_cli(monkeypatch, "doctor", str(path)) == 2
+    assert f"{path} does not exist" in capsys.readouterr().out

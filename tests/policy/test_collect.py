@@ -50,3 +50,9 @@ def test_a_store_of_another_contract_is_refused(tmp_path):
     EpisodeStore.create(tmp_path / "store.zarr", contract)
     with pytest.raises(ValueError, match="environment"):
         collect.run(compose_config("collect", ["env=pillar", "starts=1", f"out={tmp_path}"]))
+
+
+def test_a_store_of_another_task_is_refused(tmp_path):
+    collect.run(compose_config("collect", ["env=pillar", "starts=1", f"out={tmp_path}"]))
+    with pytest.raises(ValueError, match="another out"):
+        collect.run(compose_config("collect", ["env=pick_place", "starts=1", f"out={tmp_path}"]))

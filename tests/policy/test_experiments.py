@@ -54,7 +54,7 @@ def test_a_setting_below_1_is_refused_before_training(tmp_path, name):
 
 
 def test_a_run_is_not_overwritten(tmp_path):
-    (tmp_path / "o" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "o" / "checkpoints" / "step_00000001").mkdir(parents=True)
     with pytest.raises(ValueError, match="resume="):
         train_with(tmp_path)
 
