@@ -32,7 +32,7 @@ SHORT = 8  # steps; fewer than what a policy usually executes between two plans
 
 FIXES = {
     "S001": "give the folder of a zarr group, the one that holds data/ and meta/",
-    "S002": "give a contract that says what the numbers of this store mean",
+    "S002": "name a contract: store=NAME, as configs/store/push_t_human.yaml",
     "S003": "restore meta/episode_ends from a copy, or record again",
     "S004": "record the field, or take it out of the contract",
     "S005": "correct the contract, convert the array, or restore it from a copy",

@@ -79,15 +79,6 @@ def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | N
         print(f"cadence {verb}: error: {_message(e)}{_suggestion(verb, e)}", file=sys.stderr)
         is_usage = isinstance(e, HydraException | OmegaConfBaseException)
         sys.exit(2 if is_usage and not isinstance(e, InstantiationException) else 1)
-    except Exception as e:  # A defect, or a setting that nobody foresaw: still one line.
-        if "--traceback" in arguments:
-            raise
-        print(
-            f"cadence {verb}: error: {type(e).__name__}: {_message(e)} "
-            f"(unforeseen: check the settings; --traceback shows where)",
-            file=sys.stderr,
-        )
-        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 
 
