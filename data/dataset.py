@@ -90,7 +90,7 @@ class WindowDataset:
         """The windows of the given indices [B] in 0..len-1, in physical units, on the device."""
         windows = self._table.select(indices.to(self._home))
         observed = observed_rows(windows, self.horizons.obs)
-        acted, is_pad = action_rows(windows, self.horizons.pred)
+        acted, is_pad = action_rows(windows, self.horizons.pred, past=self.horizons.past)
         return Batch(
             observation={
                 name: self._gather(name, observed).to(self.device)

@@ -24,27 +24,34 @@ class ContractError(ValueError):
 
 @dataclass(frozen=True)
 class Horizons:
-    """Steps at the control rate; index 0 of a chunk is the action for "now".
+    """Steps at the control rate; index `past` of a chunk is the action for "now".
 
     Args:
         obs: To, observations seen, the last one being "now".
         pred: Tp, actions in a chunk.
         action: Ta, actions executed before the next chunk.
+        past: actions at a chunk's begin that lie before "now".
     """
 
     obs: int
     pred: int
     action: int
+    past: int = 0
 
     def __post_init__(self):
         for name, steps in dataclasses.asdict(self).items():
-            if steps < 1:
+            if steps < (name != "past"):
                 raise ValueError(f"horizons.{name} is {steps}, it must be at least 1")
-        if self.action > self.pred:
+        if self.action > self.future:
             raise ValueError(
-                f"horizons.action is {self.action}, but a chunk has only {self.pred} actions: "
-                f"set horizons.action <= horizons.pred"
+                f"horizons.action is {self.action}, but a chunk has only {self.future} actions "
+                f"from now on: set it to at most that"
             )
+
+    @property
+    def future(self) -> int:
+        """Actions in a chunk from "now" on."""
+        return self.pred - self.past
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Which steps of which episode a training window holds.
 
 The window of time t observes steps t-To+1 .. t, the first step repeated where the episode had not
-begun, and holds the actions t .. t+Tp-1, the last one repeated and marked where it had ended.
+begun, and holds the actions t-past .. t-past+Tp-1 (past is 0 below), the first and the last one
+repeated and marked outside of the episode.
 t runs over 0 .. L-Ta of an episode of L steps, so an action that is executed is never padding::
 
     L = 5, To = 2, Tp = 4, Ta = 2        t   observed   actions      is_pad
@@ -79,11 +80,11 @@ def observed_rows(windows: WindowTable, horizon: int) -> Tensor:
     return (windows.now[:, None] + offset).maximum(windows.start[:, None])
 
 
-def action_rows(windows: WindowTable, horizon: int) -> tuple[Tensor, Tensor]:
+def action_rows(windows: WindowTable, horizon: int, *, past: int = 0) -> tuple[Tensor, Tensor]:
     """[B, Tp] rows of the actions of each window, and [B, Tp] bool where they are padding."""
-    rows = windows.now[:, None] + torch.arange(horizon, device=windows.now.device)
-    last = windows.stop[:, None] - 1
-    return rows.minimum(last), rows > last
+    rows = windows.now[:, None] + torch.arange(-past, horizon - past, device=windows.now.device)
+    first, last = windows.start[:, None], windows.stop[:, None] - 1
+    return rows.maximum(first).minimum(last), (rows < first) | (rows > last)
 
 
 def gather(field: Tensor, rows: Tensor) -> Tensor:

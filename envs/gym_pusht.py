@@ -16,6 +16,8 @@ import numpy as np
 from envs.adapter import Adapter
 
 CONTROL_DT = 0.1  # [s]
+DISPLACEMENT = 40.0  # [px], of the block by a hand from outside ...
+LOWEST, HIGHEST, MIDDLE = 100.0, 400.0, 256.0  # [px] ... which leaves it within reach
 TASK = "push the T-shaped block onto its target"
 FIELDS = {
     "state": {"unit": ["px", "px", "px", "px", "rad"], "angles": [4]},
@@ -48,7 +50,26 @@ def make(render_mode: str | None = None) -> gymnasium.Env:
     # The package promises 0..512, but a hard push takes agent and block a few pixels outside.
     unbounded = gymnasium.spaces.Box(-np.inf, np.inf, (5,), np.float64)
     env = gymnasium.wrappers.TransformObservation(env, _unchanged, unbounded)
-    return Adapter(env, control_dt=CONTROL_DT, task=TASK, fields=FIELDS, success_reward=1.0)
+    env = Adapter(env, control_dt=CONTROL_DT, task=TASK, fields=FIELDS, success_reward=1.0)
+    return Displaceable(env)
+
+
+class Displaceable(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
+    """Push-T whose block can be moved by a hand from outside."""
+
+    def __init__(self, env: gymnasium.Env):
+        gymnasium.utils.RecordConstructorArgs.__init__(self)
+        gymnasium.Wrapper.__init__(self, env)
+
+    def displace(self) -> None:
+        """Move the block by 40 px away from the agent, or to the middle where that is outside."""
+        game = self.get_wrapper_attr("block"), self.get_wrapper_attr("agent")
+        block, agent = (np.array(body.position) for body in game)
+        direction = (block - agent) / max(1.0, float(np.linalg.norm(block - agent)))
+        place = block + DISPLACEMENT * direction
+        if ((place < LOWEST) | (place > HIGHEST)).any():
+            place = block + DISPLACEMENT * (MIDDLE - block) / np.linalg.norm(MIDDLE - block)
+        game[0].position = place.tolist()
 
 
 def _unchanged(observation: np.ndarray) -> np.ndarray:

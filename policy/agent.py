@@ -5,11 +5,15 @@ comes from a generator of its own. And since matrix kernels round differently fo
 or another place in the batch, the network always runs on the same number of rows, and a stream
 always has the row `seed % rows`; rows that no stream takes are filled up.
 
+A number that is not finite is an error that names the stream, its tick and the noise level at
+which it arose.
+
 Shape legend: `N` streams, `To Tp` observed and predicted steps, `Da` action size.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
@@ -18,10 +22,15 @@ import torch
 from torch import Tensor
 
 from data.types import Contract, Horizons
-from policy.build import from_checkpoint
+from policy.build import chunk_space, from_checkpoint
 from policy.checkpoint import load
 from policy.model import DiffusionPolicy
 from policy.types import Carry, Sampler
+from policy.witness import Witness
+
+
+class NotFiniteError(ValueError):
+    """The denoiser predicted something that is not a number."""
 
 
 @dataclass
@@ -31,12 +40,16 @@ class Streams:
     Args:
         seeds: one per stream.
         generators: one per stream.
-        carry: the sampler's, one row per stream.
+        ticks: control ticks that each stream has lived.
+        fresh: slots whose stream has seen nothing yet.
+        carry: the sampler's, one row per stream; None before the first chunk.
     """
 
     seeds: list[int]
     generators: list[torch.Generator]
-    carry: Carry
+    ticks: list[int]
+    fresh: set[int] = field(default_factory=set)
+    carry: Carry | None = None
 
 
 class Agent:
@@ -47,21 +60,24 @@ class Agent:
         policy: DiffusionPolicy,
         sampler: Sampler,
         *,
+        horizons: Horizons | None = None,
         device: torch.device | str = "cpu",
         rows: int = 16,
     ):
         """An agent.
 
         Args:
-            policy: the trained policy; moved to `device` and put in evaluation mode.
+            policy: the trained policy; moved to `device`, frozen and put in evaluation mode.
             sampler: how chunks are drawn.
+            horizons: of the sampler; None: of the policy.
             device: where the network runs.
             rows: batch size of every network call; results depend on it in the last bits.
         """
         if rows < 1:
             raise ValueError(f"rows is {rows}, it must be at least 1")
-        self.policy = policy.to(device).eval()
+        self.policy = policy.to(device).eval().requires_grad_(False)
         self.sampler = sampler
+        self.horizons = policy.horizons if horizons is None else horizons
         self.device = torch.device(device)
         self.rows = rows
         self.weights = "raw"  # which weights the policy holds; a checkpoint says
@@ -72,6 +88,7 @@ class Agent:
         path: Path | str,
         make_sampler: Callable[..., Sampler],
         *,
+        action_horizon: int | None = None,
         device: torch.device | str = "cpu",
         rows: int = 16,
     ) -> Self:
@@ -79,19 +96,20 @@ class Agent:
 
         Args:
             path: of a training run, or of one checkpoint.
-            make_sampler: makes the sampler, given `pred_horizon` and `action_size`.
+            make_sampler: makes the sampler, given its `space`.
+            action_horizon: executed actions per chunk; None: as in training.
             device: where the network runs.
             rows: batch size of every network call; results depend on it in the last bits.
 
         Raises:
             CheckpointError: there is no checkpoint, or it is damaged or newer than this program.
+            ValueError: there are not so many actions in a chunk, or the sampler does not fit.
         """
         loaded = load(path)
         policy = from_checkpoint(loaded)
-        sampler = make_sampler(
-            pred_horizon=policy.horizons.pred, action_size=policy.contract.action.size
-        )
-        agent = cls(policy, sampler, device=device, rows=rows)
+        space = chunk_space(loaded, action_horizon=action_horizon, device=device)
+        sampler = make_sampler(space=space)
+        agent = cls(policy, sampler, horizons=space.horizons, device=device, rows=rows)
         agent.weights = loaded.weights
         return agent
 
@@ -101,42 +119,47 @@ class Agent:
         return self.policy.contract
 
     @property
-    def horizons(self) -> Horizons:
-        """Observed, predicted and executed steps."""
-        return self.policy.horizons
-
-    def horizons_with(self, action_horizon: int | None) -> Horizons:
-        """The horizons with another number of executed actions; None keeps it.
-
-        Raises:
-            ValueError: there are not so many actions in a chunk.
-        """
-        if action_horizon is None:
-            return self.horizons
-        return replace(self.horizons, action=action_horizon)
-
-    @property
     def nfe(self) -> int:
         """Denoiser calls per chunk."""
         return self.sampler.nfe
 
+    @property
+    def calls(self) -> str:
+        """The denoiser calls of a chunk, and of a stream's start where it costs some."""
+        start = self.sampler.start_nfe
+        more = f" ({start} more at the start)" if start else ""
+        return f"{self.nfe} calls per {self.horizons.action} actions{more}"
+
+    def calls_in_all(self, lengths: Sequence[int]) -> float:
+        """Denoiser calls per executed action, starts and chunks that were cut short included.
+
+        Args:
+            lengths: executed actions of each stream; at least one in all.
+        """
+        chunks = sum(math.ceil(length / self.horizons.action) for length in lengths)
+        return (self.sampler.start_nfe * len(lengths) + self.nfe * chunks) / sum(lengths)
+
     def start(self, seeds: Sequence[int]) -> Streams:
-        """New streams, one per seed."""
-        generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
-        return Streams(list(seeds), generators, self.sampler.start(len(seeds), generators))
+        """New streams, one per seed; the sampler starts them at their first observation."""
+        generators = [self._generator(seed) for seed in seeds]
+        return Streams(list(seeds), generators, [0] * len(seeds), set(range(len(seeds))))
 
     def restart(self, streams: Streams, slot: int, seed: int) -> None:
         """Begin a new stream in a slot."""
-        fresh = self.start([seed])
-        streams.seeds[slot] = seed
-        streams.generators[slot] = fresh.generators[0]
-        streams.carry = _put(streams.carry, [slot], fresh.carry)
+        streams.seeds[slot], streams.generators[slot] = seed, self._generator(seed)
+        streams.ticks[slot] = 0
+        streams.fresh.add(slot)
+
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed)
 
     def shift(self, streams: Streams, n_executed: int) -> None:
         """Time moved on by `n_executed` actions."""
-        streams.carry = self.sampler.shift(streams.carry, n_executed)
+        streams.ticks = [tick + n_executed for tick in streams.ticks]
+        if streams.carry is not None:
+            streams.carry = self.sampler.shift(streams.carry, n_executed)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def chunk(
         self,
         streams: Streams,
@@ -151,10 +174,13 @@ class Agent:
             slots: streams that need a chunk; the others come back as zeros. Default: all.
 
         Returns:
-            Actions [N, Tp, Da].
+            Actions [N, Tp - past, Da], the first one for now.
+
+        Raises:
+            NotFiniteError: the denoiser predicted something that is not a number.
         """
         n = len(streams.seeds)
-        shape = (n, self.horizons.pred, *self.contract.action.shape)
+        shape = (n, self.horizons.future, *self.contract.action.shape)
         actions = np.zeros(shape, dtype=self.contract.action.dtype)
         for group in self._groups(streams, range(n) if slots is None else slots):
             slots_of_group = list(group.values())
@@ -180,15 +206,46 @@ class Agent:
         taken, slots = list(group), list(group.values())
         filler = slots[0]
         slot_of_row = [group.get(row, filler) for row in range(self.rows)]
-        spare = torch.Generator(self.device).manual_seed(0)
-        generators = [
-            streams.generators[group[row]] if row in group else spare for row in range(self.rows)
-        ]
         rows = {k: torch.from_numpy(v[slot_of_row]).to(self.device) for k, v in observation.items()}
         cond = self.policy.encode(rows)
-        x0, carry = self.sampler(self.policy, cond, _take(streams.carry, slot_of_row), generators)
+        witness = Witness(self.policy, self.rows)
+        fresh = {row: slot for row, slot in group.items() if slot in streams.fresh}
+        if fresh:
+            started = self.sampler.start(witness, cond, self._generators(streams, fresh))
+            if streams.carry is None:
+                streams.carry = _zeros(started, len(streams.seeds))
+            streams.carry = _put(streams.carry, list(fresh.values()), _take(started, list(fresh)))
+            streams.fresh -= set(fresh.values())
+        assert streams.carry is not None
+        carry = _take(streams.carry, slot_of_row)
+        x0, carry = self.sampler(witness, cond, carry, self._generators(streams, group))
         streams.carry = _put(streams.carry, slots, _take(carry, taken))
-        return self.policy.actions(x0)[taken].cpu().numpy()
+        faults = witness.sigma_of_fault.tolist()
+        for row, slot in group.items():
+            if faults[row] > 0:
+                raise NotFiniteError(
+                    f"the denoiser's prediction is not finite in the stream of seed "
+                    f"{streams.seeds[slot]} at tick {streams.ticks[slot]}, first at sigma "
+                    f"{faults[row]:g}: check the observation and the checkpoint (cadence doctor)"
+                )
+        return self.policy.actions(x0)[taken, self.horizons.past :].cpu().numpy()
+
+    def _generators(self, streams: Streams, group: Mapping[int, int]) -> list[torch.Generator]:
+        """A generator for each row; rows of no stream in `group` share one that nobody needs."""
+        spare = self._generator(0)
+        return [
+            streams.generators[group[row]] if row in group else spare for row in range(self.rows)
+        ]
+
+
+def _zeros(like: Carry, n: int) -> Carry:
+    """A carry of `n` streams of zeros."""
+    return like.replace(
+        **{
+            f.name: getattr(like, f.name).new_zeros((n, *getattr(like, f.name).shape[1:]))
+            for f in fields(like)
+        }
+    )
 
 
 def _take(carry: Carry, index: list[int]) -> Carry:

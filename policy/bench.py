@@ -29,6 +29,7 @@ from policy.entry import entry, out_dir, pick_device, use_threads
 from policy.fingerprint import fingerprint
 from policy.model import DiffusionPolicy
 from policy.trainer import Trainer
+from policy.types import ChunkSpace
 
 # Sizes of the Push-T state task, the usual yardstick of small policies.
 CONTRACT = Contract(
@@ -73,7 +74,7 @@ def bench_latency(cfg: DictConfig) -> dict:
     """One chunk at batch 1 with the configured sampler."""
     device = pick_device(cfg.device)
     sampler = instantiate(cfg.sampler)(
-        pred_horizon=cfg.horizons.pred, action_size=CONTRACT.action.size
+        space=ChunkSpace(Horizons(**cfg.horizons), CONTRACT.action.size)
     )
     agent = Agent(make_policy(cfg, device), sampler, device=device, rows=1)
     streams = agent.start([cfg.seed])

@@ -5,7 +5,9 @@ A checkpoint's configuration is data that may come from a stranger, and Hydra ca
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
+import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -13,6 +15,8 @@ from data.normalize import Normalizer
 from data.types import Contract, Horizons
 from policy.checkpoint import CheckpointError, LoadedCheckpoint
 from policy.model import DiffusionPolicy
+from policy.sampler_fit import load_fit
+from policy.types import ChunkSpace
 
 PARTS = ("net", "encoder", "precond")
 POLICY_MODULES = ("policy.nets.", "policy.diffusion.")
@@ -77,6 +81,48 @@ def from_checkpoint(loaded: LoadedCheckpoint) -> DiffusionPolicy:
             f"contract names {loaded.contract.statistics[:12]}: they belong to different data"
         )
     return policy
+
+
+def chunk_space(
+    loaded: LoadedCheckpoint,
+    *,
+    action_horizon: int | None = None,
+    device: torch.device | str = "cpu",
+) -> ChunkSpace:
+    """What a sampler needs to know of a checkpoint.
+
+    Args:
+        loaded: the checkpoint.
+        action_horizon: executed actions per chunk; None: as in training.
+        device: of the anchors.
+
+    Raises:
+        ValueError: there are not so many actions in a chunk.
+        CheckpointError: what was fitted to the checkpoint is damaged.
+    """
+    horizons = loaded.horizons
+    if action_horizon is not None:
+        horizons = replace(horizons, action=action_horizon)
+    sigma_min, sigma_max = trained_levels(loaded.config)
+    fit = load_fit(loaded.path)
+    return ChunkSpace(
+        horizons=horizons,
+        action_size=loaded.contract.action.size,
+        discrete=tuple(loaded.contract.action.discrete),
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        grids=fit.grids,
+        anchors=None if fit.anchors is None else fit.anchors.to(device),
+    )
+
+
+def trained_levels(config: Mapping) -> tuple[float, float]:
+    """Lowest and highest noise level of the training."""
+    node: object = config
+    for key in ("loss", "corruption", "density"):
+        node = node.get(key, {}) if isinstance(node, Mapping) else {}
+    assert isinstance(node, Mapping)
+    return float(node.get("sigma_min", 0.0)), float(node.get("sigma_max", "inf"))
 
 
 def check_targets(cfg: DictConfig, modules: tuple[str, ...]) -> None:

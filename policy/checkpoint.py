@@ -24,7 +24,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
 
 from data.normalize import Normalizer
-from data.types import Contract, Horizons
+from data.types import CONTRACT_VERSION, Contract, Horizons
 from policy.durable import point, write_folder
 from policy.state_tree import State, flatten, unflatten
 
@@ -165,13 +165,18 @@ def _fingerprint(content: bytes) -> dict[str, int | str]:
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def _go_on(place: Path) -> str:
+    """What to do once a checkpoint can be written again."""
+    earlier = sorted(p.name for p in place.parent.glob("step_*"))
+    return f"resume from {earlier[-1]}" if earlier else "start again: there is no earlier one"
+
+
 def _write_failure(place: Path, error: OSError, size: int) -> CheckpointError:
     fix = f"see whether {place.parent} can be written"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        fix = f"make room for {size / 1e6:.0f} MB, and resume from the earlier checkpoint"
+        fix = f"make room for {size / 1e6:.0f} MB, and {_go_on(place)}"
     return CheckpointError(
-        f"the checkpoint {place} could not be written ({error.strerror or error}); "
-        f"earlier ones are untouched",
+        f"the checkpoint {place} could not be written ({error.strerror or error})",
         code="C003",
         fix=fix,
     )
@@ -230,7 +235,7 @@ def load(path: Path | str) -> LoadedCheckpoint:
             seconds=float(meta["seconds"]),
             weights=str(meta["weights"]),
             policy_state={},
-            contract=Contract.from_json(meta["contract"]),
+            contract=_read_contract(meta["contract"], folder),
             config=dict(meta["config"]),
             versions=dict(meta["versions"]),
             store_digest=str(meta["store_digest"]),
@@ -254,6 +259,21 @@ def load_trainer(loaded: LoadedCheckpoint) -> State:
     tensors = _read_tensors(loaded, TRAINER)
     rest = json.loads(_read_file(loaded, TRAINER_META))
     return unflatten(tensors, rest)
+
+
+def _read_contract(entry: dict, folder: Path) -> Contract:
+    version = entry.get("version") if isinstance(entry, dict) else None
+    if isinstance(version, int) and version > CONTRACT_VERSION:
+        raise _newer(f"the contract in {folder}", version, CONTRACT_VERSION)
+    return Contract.from_json(entry)
+
+
+def _newer(what: str, version: int, known: int) -> CheckpointError:
+    return CheckpointError(
+        f"{what} has format version {version}, this program reads up to {known}",
+        code="C005",
+        fix="upgrade cadence",
+    )
 
 
 def _broken_meta(folder: Path, problem: str) -> CheckpointError:
@@ -280,11 +300,7 @@ def _read_meta(folder: Path) -> dict:
     if not isinstance(version, int):
         raise _broken_meta(folder, "lacks a format_version")
     if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder} has format version {version}, this program reads up to {FORMAT_VERSION}",
-            code="C005",
-            fix="upgrade cadence",
-        )
+        raise _newer(str(folder), version, FORMAT_VERSION)
     return meta
 
 

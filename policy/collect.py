@@ -99,9 +99,11 @@ def run(cfg: DictConfig) -> Path:
     if cfg.keep not in ("success", "all"):
         raise ValueError(f"keep is {cfg.keep!r}, choose 'success' or 'all'")
     pick_device(cfg.device)
+    tasks = list(cfg.task) if isinstance(cfg.task, ListConfig) else [cfg.task]
+    # An environment that does not exist is refused before a folder is made for it.
+    _make_env(cfg, tasks[0]).close()
     out = out_dir(cfg, "collect")
     path = out / "store.zarr"
-    tasks = list(cfg.task) if isinstance(cfg.task, ListConfig) else [cfg.task]
     try:
         for task in tasks:
             outcome = record_task(cfg, path, task, tasks)

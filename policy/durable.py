@@ -50,9 +50,18 @@ def write_text(file: Path, text: str) -> None:
     Raises:
         OSError: it could not be written.
     """
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file, or leave what was there.
+
+    Raises:
+        OSError: it could not be written.
+    """
     partial = file.with_name(f".{file.name}.partial")
     try:
-        _write_file(partial, text.encode())
+        _write_file(partial, content)
         os.replace(partial, file)
     except OSError as error:
         partial.unlink(missing_ok=True)

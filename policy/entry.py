@@ -37,6 +37,17 @@ def compose_config(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
         return compose(verb, overrides=list(overrides))
 
 
+def compose_sampler(name: str, settings: Sequence[str] = ()) -> DictConfig:
+    """The configuration of one sampler, with settings of the form "key=value" changed.
+
+    Raises:
+        HydraException: there is no such sampler or setting.
+    """
+    overrides = [f"sampler.{setting}" for setting in settings]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3", job_name="cadence_sampler"):
+        return compose(f"sampler/{name}", overrides=overrides).sampler
+
+
 def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | None = None) -> None:
     """Run a verb on the command line's overrides.
 

@@ -20,7 +20,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from data.record import contract_of
-from data.types import Horizons
 from envs.rendering import RenderingError
 from envs.vector import MakeEnv, make_vec
 from policy.agent import Agent
@@ -75,22 +74,29 @@ def run(cfg: DictConfig) -> dict:
         raise ValueError(f"episodes is {cfg.episodes}, it must be at least 1")
     use_threads(cfg.threads)
     device = pick_device(cfg.device)
-    agent = Agent.load(cfg.checkpoint, instantiate(cfg.sampler), device=device, rows=cfg.rows)
-    horizons = agent.horizons_with(cfg.action_horizon)
+    agent = Agent.load(
+        cfg.checkpoint,
+        instantiate(cfg.sampler),
+        action_horizon=cfg.action_horizon,
+        device=device,
+        rows=cfg.rows,
+    )
     make_env = instantiate(cfg.env)
     modes = check_env(agent, make_env, checkpoint=cfg.checkpoint)
     out = out_dir(cfg, "evaluate")
     print(
-        f"checkpoint: {cfg.checkpoint}, weights: {agent.weights}, device: {device}, "
-        f"{agent.nfe} calls per {horizons.action} actions"
+        f"checkpoint: {cfg.checkpoint}, weights: {agent.weights}, device: {device}, {agent.calls}"
     )
-    episodes = measure(agent, make_env, cfg, horizons)
+    episodes = measure(agent, make_env, cfg)
     results = {
         **summarise(episodes, modes),
         "complete": len(episodes) == cfg.episodes,
-        "calls_per_action": agent.nfe / horizons.action,
+        "calls_per_action": agent.nfe / agent.horizons.action,
+        "calls_per_action_in_all": agent.calls_in_all([e.length for e in episodes]),
         "nfe": agent.nfe,
-        "action_horizon": horizons.action,
+        "start_nfe": agent.sampler.start_nfe,
+        "action_horizon": agent.horizons.action,
+        "inference_delay": cfg.inference_delay,
         "checkpoint": str(cfg.checkpoint),
         "env": plain(cfg.env),
         "sampler": plain(cfg.sampler),
@@ -104,7 +110,7 @@ def run(cfg: DictConfig) -> dict:
         print(summary_line(results))  # A full disk must not cost the answer.
         raise
     if results["complete"]:
-        film_first(agent, make_env, cfg, horizons, out / "videos")
+        film_first(agent, make_env, cfg, out / "videos")
     print(summary_line(results))
     if not results["complete"]:
         raise KeyboardInterrupt
@@ -120,13 +126,17 @@ def check_env(agent: Agent, make_env: MakeEnv, *, checkpoint: str) -> Sequence[s
     env = make_env()
     try:
         this, that = f"checkpoint {checkpoint}", "the environment"
-        agent.contract.check(contract_of(env), this=this, that=that)
+        offered = contract_of(env)
+        agent.contract.check(offered, this=this, that=that)
+        learned = agent.contract.task
+        if learned and offered.task and offered.task not in (learned, *learned.split(", ")):
+            print(f"note: {this} learned {learned!r}, {that} is {offered.task!r}")
         return env.metadata.get("modes", ())
     finally:
         env.close()
 
 
-def measure(agent: Agent, make_env: MakeEnv, cfg: DictConfig, horizons: Horizons) -> list[Episode]:
+def measure(agent: Agent, make_env: MakeEnv, cfg: DictConfig) -> list[Episode]:
     """The episodes by seed; after Ctrl-C those that were finished.
 
     Raises:
@@ -136,12 +146,12 @@ def measure(agent: Agent, make_env: MakeEnv, cfg: DictConfig, horizons: Horizons
     envs = make_vec(
         make_env,
         min(cfg.num_envs, cfg.episodes),
-        horizons_obs=horizons.obs,
-        horizons_action=horizons.action,
+        horizons_obs=agent.horizons.obs,
+        horizons_action=agent.horizons.action,
     )
     seeds = range(cfg.seed, cfg.seed + cfg.episodes)
     try:
-        play(agent, envs, seeds, action_horizon=horizons.action, finished=finished)
+        play(agent, envs, seeds, inference_delay=cfg.inference_delay, finished=finished)
     except KeyboardInterrupt:
         print("\ninterrupted: the finished episodes are kept; short ones are over-represented")
         if not finished:
@@ -151,14 +161,12 @@ def measure(agent: Agent, make_env: MakeEnv, cfg: DictConfig, horizons: Horizons
     return sorted(finished, key=lambda episode: episode.seed)
 
 
-def film_first(
-    agent: Agent, make_env: MakeEnv, cfg: DictConfig, horizons: Horizons, folder: Path
-) -> None:
+def film_first(agent: Agent, make_env: MakeEnv, cfg: DictConfig, folder: Path) -> None:
     """Videos of the first episodes, played again; where nothing renders, say so and go on."""
     try:
         for seed in range(cfg.seed, cfg.seed + min(cfg.videos, cfg.episodes)):
             path = folder / f"seed_{seed}.mp4"
-            film(agent, make_env, seed=seed, action_horizon=horizons.action, path=path)
+            film(agent, make_env, seed=seed, path=path, inference_delay=cfg.inference_delay)
             print(f"video: {path}")
     except (RenderingError, RuntimeError, OSError) as error:  # MuJoCo, pygame, the encoder
         print(f"no video: {error}")

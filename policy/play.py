@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from data.types import Horizons
 from policy.agent import Agent
 from policy.progress import progress_bar
 
@@ -37,38 +38,102 @@ class Episode:
             self.mode = int(infos["mode"][slot])
 
 
+def check_delay(inference_delay: int, horizons: Horizons) -> None:
+    """Raise ValueError where a chunk would come too late to be executed."""
+    longest = min(horizons.action, horizons.future - horizons.action)
+    if not 0 <= inference_delay <= longest:
+        raise ValueError(
+            f"inference_delay is {inference_delay}, with {horizons.action} of {horizons.future} "
+            f"actions executed it must be in 0..{longest}"
+        )
+
+
+class Executor:
+    """What is executed of consecutive chunks when each is late by `inference_delay` steps.
+
+    chunk A   a0 a1 a2 a3 a4 a5
+    chunk B               b0 b1 b2 b3 b4 b5      Ta = 4, delay 2: b0 and b1 come too late
+    executed  a0 a1 a2 a3 a4 a5 b2 b3
+
+    Args:
+        horizons: predicted and executed steps.
+        inference_delay: steps that a chunk is late.
+    """
+
+    def __init__(self, horizons: Horizons, inference_delay: int):
+        self._horizons, self._delay = horizons, inference_delay
+        self._fresh: set[int] = set()
+        self._last: np.ndarray | None = None
+        self.jumps: list[np.ndarray] = []  # each [n, Da], a new plan against the last at its begin
+
+    def restart(self, slot: int) -> None:
+        """The next chunk in a slot is its first, and in time."""
+        self._fresh.add(slot)
+
+    def actions(self, chunk: np.ndarray, slots: Sequence[int] | None = None) -> np.ndarray:
+        """Actions [N, Ta, Da] that are executed next.
+
+        Args:
+            chunk: [N, Tp, Da] new chunks.
+            slots: those that are new; the others idle. Default: all.
+        """
+        n, delay = self._horizons.action, self._delay
+        actions = chunk[:, :n].copy()
+        if self._last is not None:
+            playing = range(len(chunk)) if slots is None else slots
+            late = [slot for slot in playing if slot not in self._fresh]
+            if n + delay < self._horizons.future:
+                self.jumps.append(chunk[late, delay] - self._last[late, n + delay])
+            actions[late, :delay] = self._last[late, n : n + delay]
+        self._fresh.clear()
+        self._last = chunk
+        return actions
+
+
 def play(
     agent: Agent,
     envs: VectorEnv,
     seeds: Sequence[int],
     *,
-    action_horizon: int,
     finished: list[Episode],
-) -> None:
+    inference_delay: int = 0,
+) -> Executor:
     """Play one episode per seed, filling each slot of `envs` anew as its episode ends.
 
     Args:
         agent: whose chunks are executed.
         envs: of `make_vec`, at the level of chunks; not more than there are seeds.
         seeds: one per episode.
-        action_horizon: Ta, executed actions per chunk.
         finished: gets each episode as it ends, so that an interruption loses none.
+        inference_delay: control steps from an observation to the first action of its chunk; the
+            last chunk is executed meanwhile, and an episode's first chunk is waited for.
+
+    Returns:
+        What executed the chunks, with the jumps from plan to plan.
+
+    Raises:
+        ValueError: the delay is longer than the time between chunks, or than chunks last.
     """
     assert envs.num_envs <= len(seeds)
+    check_delay(inference_delay, agent.horizons)
     queue = list(seeds)
     running: dict[int, Episode] = {}  # slot -> its episode; a slot without one idles
     streams = agent.start(seeds[: envs.num_envs])
     ended = list(range(envs.num_envs))
     observation: dict[str, np.ndarray] = {}
+    executor = Executor(agent.horizons, inference_delay)
     with progress_bar(total=len(seeds), unit="episode") as bar:
         while queue or running:
             for slot in ended[: len(queue)]:
                 running[slot] = Episode(queue.pop(0))
                 agent.restart(streams, slot, running[slot].seed)
+                executor.restart(slot)
             observation = _reset(envs, observation, {s: running[s] for s in ended if s in running})
             chunk = agent.chunk(streams, observation, sorted(running))
-            observation, _, terminated, truncated, infos = envs.step(chunk[:, :action_horizon])
-            agent.shift(streams, action_horizon)
+            observation, _, terminated, truncated, infos = envs.step(
+                executor.actions(chunk, sorted(running))
+            )
+            agent.shift(streams, agent.horizons.action)
             for slot, episode in running.items():
                 episode.account(infos, slot)
             ended = [slot for slot in sorted(running) if terminated[slot] or truncated[slot]]
@@ -76,6 +141,7 @@ def play(
             n_successes = sum(episode.success for episode in finished)
             bar.set_postfix_str(f"{n_successes} of {len(finished)} succeeded", refresh=False)
             bar.update(len(ended))
+    return executor
 
 
 def _reset(

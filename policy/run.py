@@ -17,7 +17,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from data.types import Contract, Horizons
+from data.types import Contract
 from envs.robots.sim import SimRobot
 from policy.agent import Agent
 from policy.control.clock import WallClock
@@ -101,7 +101,6 @@ def control_episodes(
     agent: Agent,
     *,
     seeds: Sequence[int],
-    horizons: Horizons,
     seconds: float,
     log: TimingLog,
     finished: list[Episode],
@@ -112,7 +111,6 @@ def control_episodes(
         robot: on the clock of this process (`WallClock`).
         agent: that plans.
         seeds: of the starts and of the policy's noise.
-        horizons: steps seen, predicted and executed.
         seconds: longest episode.
         log: takes in the timing.
         finished: gets each episode as it ends, so that an interruption loses none.
@@ -125,7 +123,7 @@ def control_episodes(
             cast(Robot, robot),
             StreamPolicy(agent, seed),
             clock=WallClock(),
-            horizons=horizons,
+            horizons=agent.horizons,
             n_ticks=n_ticks,
             log=log,
             is_over=lambda: robot.episode_over,
@@ -148,14 +146,19 @@ def run(cfg: DictConfig) -> dict:
             raise ValueError(f"{name} is {cfg[name]}, it must be positive")
     use_threads(cfg.threads)
     device = pick_device(cfg.device)
-    agent = Agent.load(cfg.checkpoint, instantiate(cfg.sampler), device=device, rows=1)
-    horizons = agent.horizons_with(cfg.action_horizon)
+    agent = Agent.load(
+        cfg.checkpoint,
+        instantiate(cfg.sampler),
+        action_horizon=cfg.action_horizon,
+        device=device,
+        rows=1,
+    )
     robot = instantiate(cfg.robot)(
         instantiate(cfg.env), clock=WallClock().now, read_contract=Contract.from_json
     )
     agent.contract.check(robot.contract, this=f"checkpoint {cfg.checkpoint}", that="the robot")
     out = out_dir(cfg, "run")
-    print(f"device: {device}, {agent.nfe} calls per {horizons.action} actions")
+    print(f"device: {device}, {agent.calls}")
     log = TimingLog(robot.contract.control_dt)
     finished: list[Episode] = []
     try:
@@ -163,7 +166,6 @@ def run(cfg: DictConfig) -> dict:
             robot,
             agent,
             seeds=range(cfg.seed, cfg.seed + cfg.episodes),
-            horizons=horizons,
             seconds=cfg.seconds,
             log=log,
             finished=finished,
@@ -176,7 +178,7 @@ def run(cfg: DictConfig) -> dict:
             "timing": log.report().to_json(),
             "samples": {"period": log.periods, "latency": log.latencies, "delay": log.delays},
             "nfe": agent.nfe,
-            "action_horizon": horizons.action,
+            "action_horizon": agent.horizons.action,
             "checkpoint": str(cfg.checkpoint),
             "seed": cfg.seed,
             "fingerprint": fingerprint(),

@@ -5,15 +5,15 @@ Everybody speaks one noise coordinate, `x = x0 + sigma * eps`, with one sigma pe
 Shape legend: `B` batch (of streams), `Tp` predicted steps, `Da` action size.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.types import Contract, Observation
+from data.types import Contract, Horizons, Observation
 
 # One generator for a whole batch, or one per stream so that a stream's noise does not depend on
 # which others share its batch.
@@ -32,12 +32,48 @@ class Denoiser(Protocol):
 
 
 @dataclass(frozen=True)
+class ChunkSpace:
+    """What a sampler is told of the chunks that it is to draw.
+
+    Args:
+        horizons: predicted steps, and how many of them are executed before the next chunk.
+        action_size: Da.
+        discrete: elements of an action that take a few values only, such as a gripper.
+        sigma_min: lowest level that the denoiser was trained at; clean actions aside.
+        sigma_max: highest level that the denoiser was trained at.
+        grids: number of steps -> grid of noise levels fitted to the denoiser.
+        anchors: [M, Tp, Da] typical chunks in the network's scale, if there are any.
+    """
+
+    horizons: Horizons
+    action_size: int
+    discrete: tuple[int, ...] = ()
+    sigma_min: float = 0.0
+    sigma_max: float = float("inf")
+    grids: Mapping[int, Tensor] = field(default_factory=dict)
+    anchors: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[Tp, Da] of a chunk."""
+        return self.horizons.pred, self.action_size
+
+    def check_start(self, sigma: float, *, name: str) -> None:
+        """Raise ValueError where sampling would start at a level that was not trained."""
+        if not self.sigma_min <= sigma <= self.sigma_max * (1 + 1e-6):
+            raise ValueError(
+                f"{name} starts at sigma {sigma:g}, the denoiser was trained at "
+                f"{self.sigma_min:g} to {self.sigma_max:g}: choose a level within"
+            )
+
+
+@dataclass(frozen=True)
 class Carry:
     """What a sampler keeps of each stream between two calls.
 
     Args:
         x: [B, Tp, Da] chunk, noisy by `sigma`.
-        sigma: [B, Tp] noise level of each action.
+        sigma: [B, Tp] noise level of each action; infinite where nothing is known of it.
     """
 
     x: Tensor
@@ -48,16 +84,30 @@ class Carry:
         return replace(self, **changes)
 
 
+Guidance = Callable[[Denoiser], Denoiser]
+# (denoiser, target [B, Tp, Da], is_known [B, Tp]) -> denoiser guided towards the target.
+Towards = Callable[[Denoiser, Tensor, Tensor], Denoiser]
+
+
 class Sampler(Protocol):
-    """Turns a denoiser into chunks of actions."""
+    """Turns a denoiser into chunks of actions, for a batch of streams at once.
+
+    A sampler calls the denoiser with `B` rows, or with `n * B` rows in which the stream varies
+    fastest.
+    """
 
     @property
     def nfe(self) -> int:
         """Denoiser calls per chunk; a constant, so that a call can be captured as one graph."""
         ...
 
-    def start(self, batch: int, generator: Generator) -> Carry:
-        """Carry of `batch` new streams."""
+    @property
+    def start_nfe(self) -> int:
+        """Denoiser calls of `start`."""
+        ...
+
+    def start(self, denoiser: Denoiser, cond: Tensor, generator: Generator) -> Carry:
+        """Carry of new streams, from what they observe at first: cond [B, C]."""
         ...
 
     def shift(self, carry: Carry, n_executed: int) -> Carry:

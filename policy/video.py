@@ -9,6 +9,7 @@ import numpy as np
 
 from envs.wrappers import ObservationHistory
 from policy.agent import Agent
+from policy.play import Executor
 
 
 def film(
@@ -16,8 +17,8 @@ def film(
     make_env: Callable[..., gym.Env],
     *,
     seed: int,
-    action_horizon: int,
     path: Path,
+    inference_delay: int = 0,
 ) -> None:
     """Play the episode of one seed and write it as an mp4 file.
 
@@ -25,15 +26,15 @@ def film(
         agent: whose chunks are executed.
         make_env: makes the environment, given `render_mode`.
         seed: of the start and of the policy's noise.
-        action_horizon: Ta, executed actions per chunk.
         path: of the video.
+        inference_delay: control steps from an observation to the first action of its chunk.
 
     Raises:
         RenderingError: nothing renders on this machine.
     """
     env = ObservationHistory(make_env(render_mode="rgb_array"), agent.horizons.obs)
     try:
-        frames = _frames(agent, env, seed, action_horizon)
+        frames = _frames(agent, env, seed, Executor(agent.horizons, inference_delay))
     finally:
         env.close()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,18 +43,18 @@ def film(
     imageio.mimwrite(path, frames, fps=fps, macro_block_size=2, quality=8)  # pyright: ignore
 
 
-def _frames(agent: Agent, env: gym.Env, seed: int, action_horizon: int) -> list[np.ndarray]:
+def _frames(agent: Agent, env: gym.Env, seed: int, executor: Executor) -> list[np.ndarray]:
     observation, _ = env.reset(seed=seed)
     streams = agent.start([seed])
     frames = [_render(env)]
     while True:
         batch = {name: value[None] for name, value in observation.items()}
-        for action in agent.chunk(streams, batch)[0, :action_horizon]:
+        for action in executor.actions(agent.chunk(streams, batch))[0]:
             observation, _, terminated, truncated, _ = env.step(action)
             frames.append(_render(env))
             if terminated or truncated:
                 return frames
-        agent.shift(streams, action_horizon)
+        agent.shift(streams, agent.horizons.action)
 
 
 def _render(env: gym.Env) -> np.ndarray:

@@ -33,7 +33,7 @@ def targets(node: object) -> Iterator[str]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_verb_composes(verb):
     # Groups without a default are given one, as a user would.
-    needs_env = verb in ("collect", "evaluate", "run")
+    needs_env = verb in ("collect", "evaluate", "run", "frontier")
     assert compose_config(verb, ["env=pillar"] if needs_env else [])
 
 

@@ -14,6 +14,7 @@ FINGER_OPEN = 0.04  # m, travel of one finger
 AT_TARGET = 0.04  # m, horizontal distance of the cube's centre
 RELEASED = 0.06  # m, opening that cannot hold the cube
 AT_REST = 0.05  # m/s
+DISPLACEMENT = 0.04  # m
 HOLD_STEPS = 10  # control steps for which the cube has to stay
 
 ACTION = {
@@ -161,6 +162,11 @@ class PickPlace(MujocoEnv):
         steps_there[:] = steps_there + 1 if self.is_placed(state) else 0
         is_success = bool(steps_there[0] >= HOLD_STEPS)
         return float(is_success), is_success, {"is_success": is_success}
+
+    def displace(self) -> None:
+        """Push the cube aside by 4 cm, as somebody might in mid-episode; not while it is held."""
+        position = self.data.joint("cube").qpos
+        position[1] += -DISPLACEMENT if position[1] > 0 else DISPLACEMENT
 
     def opening(self, state: State) -> float:
         """Gap between the fingers [m]."""

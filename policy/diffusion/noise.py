@@ -30,3 +30,12 @@ def randn(shape: Sequence[int], generator: Generator) -> Tensor:
         raise ValueError(f"{len(generator)} generators for {shape[0]} streams: give one per stream")
     rows = [torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generator]
     return torch.stack(rows)
+
+
+def gumbel(shape: Sequence[int], generator: Generator) -> Tensor:
+    """Standard Gumbel noise of a shape [B, ...]: the largest of scores + noise is a softmax draw.
+
+    Args: as of `randn`.
+    """
+    uniform = torch.special.ndtr(randn(shape, generator))
+    return -(-uniform.clamp(min=torch.finfo(uniform.dtype).tiny).log()).log()

@@ -8,12 +8,19 @@ Sources: Karras et al. 2022, EDM, arXiv:2206.00364, equation 5 (`karras`); Nicho
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 COSINE_OFFSET = 0.008
 COSINE_MAX_BETA = 0.999
+
+
+def check_grid(grid: Tensor) -> None:
+    """Raise ValueError where a grid [K + 1] does not decrease to 0."""
+    if len(grid) < 2 or grid[-1] != 0 or not (grid[:-1] > grid[1:]).all():
+        raise ValueError(f"the grid is {grid.tolist()}, it must decrease and end in 0")
 
 
 def _with_zero(sigmas: Tensor) -> Tensor:
@@ -36,8 +43,52 @@ def karras(n_steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0
         ValueError: `n_steps` < 1, or the range is not positive and increasing.
     """
     _check_range(n_steps, sigma_min, sigma_max)
-    ramp = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n_steps)
-    return _with_zero(ramp**rho)
+    ramp = torch.linspace(
+        sigma_max ** (1 / rho), sigma_min ** (1 / rho), n_steps, dtype=torch.float64
+    )
+    return _with_zero(ramp**rho).float()
+
+
+def karras_path(sigma: Tensor, n_steps: int, *, sigma_min: float, rho: float) -> list[Tensor]:
+    """`karras` for each element: `n_steps` + 1 levels [B, Tp], from sigma to 0.
+
+    Elements that start at or below sigma_min stay there until the last step.
+
+    Args:
+        sigma: [B, Tp] >= 0, where each element starts.
+        n_steps: of the path.
+        sigma_min: last level before 0.
+        rho: as of `karras`.
+    """
+    end = sigma.clamp(max=sigma_min)
+    ramps = (i / max(1, n_steps - 1) for i in range(1, n_steps))
+    # lerp is linear in sigma^(1 / rho); a clean element has 0 at both ends.
+    inner = [torch.lerp(sigma ** (1 / rho), end ** (1 / rho), ramp) ** rho for ramp in ramps]
+    return [sigma, *inner, torch.zeros_like(sigma)]
+
+
+def explicit(sigmas: Sequence[float]) -> Tensor:
+    """Grid of given levels.
+
+    Raises:
+        ValueError: they do not decrease to 0.
+    """
+    grid = torch.tensor([float(sigma) for sigma in sigmas])
+    check_grid(grid)
+    return grid
+
+
+def truncated(grid: Tensor, *, sigma_start: float) -> Tensor:
+    """The part of a grid below a level, with that level first.
+
+    Raises:
+        ValueError: the level is not positive or above the whole grid.
+    """
+    if not 0 < sigma_start <= grid[0]:
+        raise ValueError(
+            f"sigma_start is {sigma_start}, it must be positive and at most {float(grid[0]):g}"
+        )
+    return torch.cat([grid.new_tensor([sigma_start]), grid[grid < sigma_start]])
 
 
 def log_uniform(n_steps: int, *, sigma_min: float, sigma_max: float) -> Tensor:
@@ -47,7 +98,8 @@ def log_uniform(n_steps: int, *, sigma_min: float, sigma_max: float) -> Tensor:
         ValueError: `n_steps` < 1, or the range is not positive and increasing.
     """
     _check_range(n_steps, sigma_min, sigma_max)
-    return _with_zero(torch.linspace(math.log(sigma_max), math.log(sigma_min), n_steps).exp())
+    ramp = torch.linspace(math.log(sigma_max), math.log(sigma_min), n_steps, dtype=torch.float64)
+    return _with_zero(ramp.exp()).float()
 
 
 def cosine_vp_sigmas(n_indices: int = 100) -> Tensor:

@@ -4,20 +4,25 @@ Everything is elementwise in sigma, so that one level per action costs nothing, 
 (sigma 0) come back as they are. A level that stays the same is the identity.
 
 Sources: Ho et al. 2020, DDPM, arXiv:2006.11239, equation 7; Song et al. 2021, DDIM,
-arXiv:2010.02502, equation 12; Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, algorithm 2. All are
-written here for `x = x0 + sigma * eps`, in which the variance-preserving forms of the papers are
-the same up to the factor `1 / sqrt(1 + sigma^2)` of x.
+arXiv:2010.02502, equation 12; Karras et al. 2022, EDM, arXiv:2206.00364, algorithm 1 (`heun`);
+Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, algorithm 2 and equation 10 of its SDE form; Zhang
+and Chen 2023, DEIS, arXiv:2204.13902, rho-AB1, which is PNDM's multi-step rule (Liu et al. 2022,
+arXiv:2202.09778) at second order and for any grid. All are written here for `x = x0 + sigma * eps`,
+in which the variance-preserving forms of the papers are the same up to the factor
+`1 / sqrt(1 + sigma^2)` of x.
 
 Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from policy.diffusion.noise import randn
-from policy.types import Generator
+# Standard normal noise [B, Tp, Da], new at every call; a solver without noise never calls it.
+Noise = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,17 +30,54 @@ class History:
     """What a multi-step solver knows of the step before.
 
     Args:
+        x: [B, Tp, Da] chunk at the previous level.
         x0_hat: [B, Tp, Da] prediction at the previous level.
         sigma: [B, Tp] previous level; 0 where there was none.
     """
 
+    x: Tensor
     x0_hat: Tensor
     sigma: Tensor
 
 
 def no_history(x: Tensor) -> History:
     """The history before the first step of a chunk x [B, Tp, Da]."""
-    return History(x0_hat=torch.zeros_like(x), sigma=x.new_zeros(x.shape[:2]))
+    return History(
+        x=torch.zeros_like(x), x0_hat=torch.zeros_like(x), sigma=x.new_zeros(x.shape[:2])
+    )
+
+
+class Solver(Protocol):
+    """One step of a chunk to a lower noise level, from one prediction."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        x0_hat: Tensor,
+        sigma: Tensor,
+        sigma_next: Tensor,
+        *,
+        history: History,
+        noise: Noise,
+    ) -> Tensor:
+        """The chunk [B, Tp, Da] at sigma_next [B, Tp] <= sigma."""
+        ...
+
+
+class Corrector(Protocol):
+    """Mends a step by a second prediction, at the level it arrived at."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        x0_hat: Tensor,
+        sigma: Tensor,
+        x_next: Tensor,
+        x0_hat_next: Tensor,
+        sigma_next: Tensor,
+    ) -> Tensor:
+        """The chunk [B, Tp, Da] at sigma_next, mended."""
+        ...
 
 
 def ancestral_moments(
@@ -76,15 +118,29 @@ def ancestral(
     sigma_next: Tensor,
     *,
     history: History,
-    generator: Generator,
+    noise: Noise,
     eta: float,
 ) -> Tensor:
     """The next chunk [B, Tp, Da] by DDIM (eta 0), DDPM (eta 1), or between.
 
-    Args: as of `ancestral_moments`; `history` is not used, `generator` only if eta > 0.
+    Args: as of `ancestral_moments`; `history` is not used, `noise` only if eta > 0.
     """
     mean, std = ancestral_moments(x, x0_hat, sigma, sigma_next, eta=eta)
-    return mean + std * randn(x.shape, generator) if eta else mean
+    return mean + std * noise() if eta else mean
+
+
+def _extrapolated(x0_hat: Tensor, sigma: Tensor, sigma_next: Tensor, history: History) -> Tensor:
+    """Prediction of the step's middle, linear in ln sigma; x0_hat where there is no step before.
+
+    To sigma 0, where ln sigma ends, it is x0_hat too. Levels are [B, Tp, 1].
+    """
+    sigma_previous = history.sigma[..., None]
+    is_second_order = (sigma_previous > sigma) & (sigma > sigma_next) & (sigma_next > 0)
+    # Levels 1 > 1/e > 1/e^2 stand in where the second order does not apply.
+    h_previous = torch.where(is_second_order, sigma_previous / sigma, torch.e).log()
+    h = torch.where(is_second_order, sigma / sigma_next, torch.e).log()
+    slope = torch.where(is_second_order, h / (2 * h_previous), 0.0)
+    return x0_hat + slope * (x0_hat - history.x0_hat)
 
 
 def dpmpp_2m(
@@ -94,22 +150,90 @@ def dpmpp_2m(
     sigma_next: Tensor,
     *,
     history: History,
-    generator: Generator,
+    noise: Noise,
 ) -> Tensor:
     """The next chunk [B, Tp, Da] by DPM-Solver++(2M), second order in ln sigma.
 
     First order, as DDIM, where there is no step before, and to sigma 0, where ln sigma ends.
 
-    Args: as of `ancestral_moments`; `history` of the step before, `generator` is not used.
+    Args: as of `ancestral_moments`; `history` of the step before, `noise` is not used.
+    """
+    sigma, sigma_next = sigma[..., None], sigma_next[..., None]
+    is_clean = sigma == 0
+    target = _extrapolated(x0_hat, sigma, sigma_next, history)
+    keep = sigma_next / torch.where(is_clean, 1.0, sigma)
+    return torch.where(is_clean, x, target + keep * (x - target))
+
+
+def dpmpp_2m_sde(
+    x: Tensor,
+    x0_hat: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    *,
+    history: History,
+    noise: Noise,
+) -> Tensor:
+    """The next chunk [B, Tp, Da] by SDE-DPM-Solver++(2M): `dpmpp_2m` with the noise of DDPM.
+
+    Args: as of `ancestral_moments`; `history` of the step before.
+    """
+    sigma, sigma_next = sigma[..., None], sigma_next[..., None]
+    is_clean = sigma == 0
+    target = _extrapolated(x0_hat, sigma, sigma_next, history)
+    keep = (sigma_next / torch.where(is_clean, 1.0, sigma)) ** 2
+    std = sigma_next * (1 - keep).clamp(min=0).sqrt()
+    return torch.where(is_clean, x, target + keep * (x - target) + std * noise())
+
+
+def adams_bashforth_2(
+    x: Tensor,
+    x0_hat: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    *,
+    history: History,
+    noise: Noise,
+) -> Tensor:
+    """The next chunk [B, Tp, Da] with the predicted noise extrapolated linearly in sigma.
+
+    First order, as DDIM, where there is no step before.
+
+    Args: as of `ancestral_moments`; `history` of the step before, `noise` is not used.
     """
     sigma_previous = history.sigma[..., None]
     sigma, sigma_next = sigma[..., None], sigma_next[..., None]
     is_clean = sigma == 0
-    is_second_order = (sigma_previous > sigma) & (sigma > sigma_next) & (sigma_next > 0)
-    # Levels 1 > 1/e > 1/e^2 stand in where the second order does not apply.
-    h_previous = torch.where(is_second_order, sigma_previous / sigma, torch.e).log()
-    h = torch.where(is_second_order, sigma / sigma_next, torch.e).log()
-    slope = torch.where(is_second_order, h / (2 * h_previous), 0.0)
-    extrapolated = x0_hat + slope * (x0_hat - history.x0_hat)
-    keep = sigma_next / torch.where(is_clean, 1.0, sigma)
-    return torch.where(is_clean, x, extrapolated + keep * (x - extrapolated))
+    s = torch.where(is_clean, 1.0, sigma)
+    eps = (x - x0_hat) / s
+    is_second_order = (sigma_previous > sigma) & ~is_clean
+    s_previous = torch.where(is_second_order, sigma_previous, s + 1)
+    eps_previous = (history.x - history.x0_hat) / s_previous
+    step = sigma_next - s
+    slope = torch.where(is_second_order, step / (2 * (s - s_previous)), 0.0)
+    return torch.where(is_clean, x, x + step * (eps + slope * (eps - eps_previous)))
+
+
+def heun(
+    x: Tensor,
+    x0_hat: Tensor,
+    sigma: Tensor,
+    x_next: Tensor,
+    x0_hat_next: Tensor,
+    sigma_next: Tensor,
+) -> Tensor:
+    """A step of DDIM mended to second order: by the mean of the noises predicted at both its ends.
+
+    Args:
+        x: [B, Tp, Da] chunk at sigma.
+        x0_hat: [B, Tp, Da] prediction there.
+        sigma: [B, Tp] level of x.
+        x_next: [B, Tp, Da] chunk that DDIM gave at sigma_next; kept where either level is 0.
+        x0_hat_next: [B, Tp, Da] prediction there.
+        sigma_next: [B, Tp] level of x_next.
+    """
+    sigma, sigma_next = sigma[..., None], sigma_next[..., None]
+    is_mended = (sigma > 0) & (sigma_next > 0)
+    eps = (x - x0_hat) / torch.where(is_mended, sigma, 1.0)
+    eps_next = (x_next - x0_hat_next) / torch.where(is_mended, sigma_next, 1.0)
+    return torch.where(is_mended, x + (sigma_next - sigma) * (eps + eps_next) / 2, x_next)

@@ -21,7 +21,7 @@ def test_a_contract_comes_back_from_json():
     [
         ((0, 8, 4), r"horizons\.obs is 0, it must be at least 1"),
         ((2, 8, 0), r"horizons\.action is 0"),
-        ((2, 4, 5), r"horizons\.action is 5, but a chunk has only 4 actions: set"),
+        ((2, 4, 5), r"horizons\.action is 5, but a chunk has only 4 actions from now on"),
     ],
 )
 def test_impossible_horizons_are_refused(sizes, message):

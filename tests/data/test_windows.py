@@ -12,7 +12,7 @@ from data.windows import action_rows, gather, observed_rows, window_table
 
 def rows(ends, horizons):
     table = window_table(np.array(ends), horizons)
-    actions, is_pad = action_rows(table, horizons.pred)
+    actions, is_pad = action_rows(table, horizons.pred, past=horizons.past)
     return observed_rows(table, horizons.obs).tolist(), actions.tolist(), is_pad.tolist(), table
 
 
@@ -22,6 +22,12 @@ def test_edges_of_one_episode():
     assert actions == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 4], [3, 4, 4, 4]]
     assert is_pad == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1]]
     assert table.short_episodes == 0
+
+
+def test_past_actions_come_first_and_repeat_the_first_before_the_episode():
+    _, actions, is_pad, _ = rows([3], Horizons(obs=1, pred=4, action=1, past=2))
+    assert actions == [[0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 2]]
+    assert is_pad == [[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
 
 
 def test_windows_do_not_leave_their_episode():

@@ -18,7 +18,9 @@ from policy.diffusion.step import dpmpp_2m
 from policy.entry import compose_config
 from policy.evaluate import summarise, summary_line
 from policy.play import Episode, play
+from policy.sampling.descent import Descent
 from policy.sampling.sequential import Sequential
+from policy.types import ChunkSpace
 
 MAKE = partial(gymnasium.make, "envs.pillar:cadence/Pillar-v0", max_episode_steps=20)
 HORIZONS = Horizons(obs=2, pred=8, action=4)
@@ -41,10 +43,9 @@ def agent() -> Agent:
         for parameter in policy.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     sampler = Sequential(
-        pred_horizon=8,
-        action_size=4,
+        space=ChunkSpace(HORIZONS, action_size=4),
         grid=karras(n_steps=3, sigma_min=0.01, sigma_max=20.0, rho=7.0),
-        solver=dpmpp_2m,
+        descent=Descent(dpmpp_2m),
     )
     return Agent(policy, sampler, rows=4)
 
@@ -52,7 +53,7 @@ def agent() -> Agent:
 def episodes(agent: Agent, num_envs: int) -> list[Episode]:
     envs = make_vec(MAKE, num_envs, horizons_obs=2, horizons_action=4)
     finished: list[Episode] = []
-    play(agent, envs, range(10), action_horizon=4, finished=finished)
+    play(agent, envs, range(10), finished=finished)
     envs.close()
     return sorted(finished, key=lambda e: e.seed)
 

@@ -1,0 +1,34 @@
+"""Where predictions stopped being finite is told without reading them."""
+
+import torch
+
+from policy.witness import Witness
+
+
+def broken_below(level, row):
+    def denoiser(x, sigma, cond):
+        broken = (torch.arange(len(x)) % 3 == row) & (sigma[:, 0] < level)
+        return torch.where(broken[:, None, None], torch.nan, x)
+
+    return denoiser
+
+
+def test_first_level_of_each_row_is_remembered():
+    witness = Witness(broken_below(1.0, row=1), rows=3)
+    for level in (2.0, 0.9, 0.5):
+        witness(torch.zeros(3, 4, 2), torch.full((3, 4), level), torch.zeros(3, 1))
+    assert witness.sigma_of_fault.tolist() == torch.tensor([0.0, 0.9, 0.0]).tolist()
+
+
+def test_several_chunks_per_row_count_for_the_row():
+    witness = Witness(broken_below(1.0, row=2), rows=3)
+    sigma = torch.tensor([2.0, 0.7]).repeat_interleave(3)[:, None].expand(6, 4)
+    witness(torch.zeros(6, 4, 2), sigma, torch.zeros(6, 1))
+    assert witness.sigma_of_fault.tolist() == torch.tensor([0.0, 0.0, 0.7]).tolist()
+
+
+def test_predictions_pass_unchanged():
+    x = torch.randn(3, 4, 2)
+    witness = Witness(lambda x, sigma, cond: 2 * x, rows=3)
+    assert torch.equal(witness(x, torch.ones(3, 4), torch.zeros(3, 1)), 2 * x)
+    assert (witness.sigma_of_fault == 0).all()
