@@ -1,13 +1,15 @@
-"""Augmentation of what a policy observes in training.
+"""Augmentation in training: noise on what a policy observes, symmetries of a task.
 
 Shape legend: `B` batch, `To` observed steps, `F` features of a field.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from data.types import Batch
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,86 @@ class FeatureNoise:
             return values
         noise = torch.randn(values.shape, generator=generator, device=values.device)
         return values + self.std * noise
+
+
+@dataclass(frozen=True)
+class SignedPermutation:
+    """Element i of the result is `sign[i] * x[source[i]] + offset[i]`, in physical units.
+
+    Args:
+        source: which element each one comes from.
+        sign: 1 or -1 for each.
+        offset: what is added to each.
+
+    Raises:
+        ValueError: the lengths differ, an element does not come once, or a sign is neither.
+    """
+
+    source: Sequence[int]
+    sign: Sequence[float]
+    offset: Sequence[float]
+
+    def __post_init__(self):
+        if sorted(self.source) != list(range(len(self.source))):
+            raise ValueError(f"source is {list(self.source)}, each element must come once")
+        if any(abs(sign) != 1 for sign in self.sign):
+            raise ValueError(f"sign is {list(self.sign)}, give 1 or -1")
+        if not len(self.source) == len(self.sign) == len(self.offset):
+            raise ValueError(
+                f"source, sign and offset have {len(self.source)}, {len(self.sign)} and "
+                f"{len(self.offset)} entries: give one of each per element"
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The image of x [..., n]."""
+        if x.shape[-1] != len(self.source):
+            raise ValueError(f"x has {x.shape[-1]} elements, the mirror {len(self.source)}")
+        index = torch.tensor(list(self.source), device=x.device)
+        return x[..., index] * x.new_tensor(list(self.sign)) + x.new_tensor(list(self.offset))
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A symmetry of a task: a share of the windows is replaced by what they look like mirrored.
+
+    Observations, actions, dynamics and goal must all be symmetric, or wrong motions are taught.
+
+    Args:
+        fields: field name (or "action") -> its mirror; what is not named stays as it is.
+        share: of the windows that are mirrored.
+
+    Raises:
+        ValueError: the share is not in 0..1.
+    """
+
+    fields: Mapping[str, SignedPermutation]
+    share: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share is {self.share}, it must be in 0..1")
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch with some windows mirrored.
+
+        Args:
+            batch: windows in physical units, on the generator's device.
+            generator: draws which.
+
+        Raises:
+            KeyError: a named field does not exist.
+        """
+        unknown = set(self.fields) - {*batch.observation, "action"}
+        if unknown:
+            raise KeyError(f"no such field: {sorted(unknown)}; there are {[*batch.observation]}")
+        n = len(batch.action)
+        is_mirrored = torch.rand(n, generator=generator, device=generator.device) < self.share
+
+        def mirrored(name: str, x: Tensor) -> Tensor:
+            if name not in self.fields:
+                return x
+            chosen = is_mirrored.view(-1, *[1] * (x.ndim - 1))
+            return torch.where(chosen, self.fields[name](x), x)
+
+        observation = {name: mirrored(name, x) for name, x in batch.observation.items()}
+        return replace(batch, observation=observation, action=mirrored("action", batch.action))

@@ -41,7 +41,7 @@ from policy.evaluate import check_env, summarise
 from policy.fingerprint import fingerprint
 from policy.frontier_figure import draw, table
 from policy.model import DiffusionPolicy
-from policy.play import Episode, Executor, play
+from policy.play import Episode, Executor, check_delay, play
 from policy.reaction import can_displace, measure_reaction
 from policy.types import Sampler
 
@@ -207,8 +207,8 @@ def run(cfg: DictConfig) -> dict:
         raise ValueError(f"episodes is {cfg.episodes}, it must be at least 1")
     use_threads(cfg.threads)
     bench, wanted = Bench(cfg), read_rows(cfg)
-    for row in wanted:
-        bench.agent(row)  # An impossible row is refused before the first is measured.
+    for row in wanted:  # An impossible row is refused before the first is measured.
+        check_delay(row["delay"], bench.agent(row).horizons)
     settings = {
         "checkpoint": str(cfg.checkpoint),
         "env": plain(cfg.env),

@@ -117,6 +117,7 @@ def prepare(cfg: DictConfig, store: EpisodeStore, out: Path) -> Run:
         ema=instantiate(cfg.ema)(policy),
         loss=instantiate(cfg.loss),
         augment=instantiate(cfg.augment),
+        symmetry=instantiate(cfg.symmetry),
         seed=cfg.seed,
         autocast=False,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.augment import FeatureNoise
+from data.augment import FeatureNoise, Mirror
 from data.dataset import WindowDataset
 from data.types import Batch
 from policy.diffusion.loss import DenoisingLoss
@@ -82,6 +82,7 @@ class Trainer:
         ema: EMA,
         loss: DenoisingLoss,
         augment: FeatureNoise,
+        symmetry: Mirror | None = None,
         seed: int,
         autocast: bool,
     ):
@@ -93,11 +94,12 @@ class Trainer:
             ema: moving average of the policy, whose weights are evaluated.
             loss: of chunks.
             augment: of observations in training.
+            symmetry: of the task, used in training.
             seed: of the run.
             autocast: whether networks run in bfloat16.
         """
         self.policy, self.optimizer, self.ema = policy, optimizer, ema
-        self.loss, self.augment = loss, augment
+        self.loss, self.augment, self.symmetry = loss, augment, symmetry
         self.seed, self.autocast = seed, autocast
         self.device = next(policy.parameters()).device
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -110,6 +112,8 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * rate_scale
         generator = seeded(self.seed, purpose=NOISE, count=self.step_count, device=self.device)
+        if self.symmetry is not None:
+            batch = self.symmetry(batch, generator)
         loss = self._loss(self.policy, batch, generator, augment=self.augment)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

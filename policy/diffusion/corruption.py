@@ -56,6 +56,8 @@ class Mixture:
         max_rise: largest rise of a ladder over the chunk; 1 is the whole range of levels, and what
             exceeds the range is held at its ends.
         max_prefix: most clean actions, Tp - 1 if the chunk is too short for that.
+        n_past: actions at the chunk's begin that lie before now.
+        past_known: share of samples, of every pattern, whose past actions are clean: facts.
 
     Raises:
         ValueError: the shares are not a distribution, or a limit is out of range.
@@ -67,6 +69,8 @@ class Mixture:
     prefix: float
     max_rise: float
     max_prefix: int
+    n_past: int = 0
+    past_known: float = 0.0
 
     def __post_init__(self):
         shares = (self.constant, self.ladder, self.prefix)
@@ -76,6 +80,8 @@ class Mixture:
             )
         if self.max_rise <= 0:
             raise ValueError(f"max_rise is {self.max_rise}, it must be positive")
+        if not 0 <= self.past_known <= 1:
+            raise ValueError(f"past_known is {self.past_known}, it must be in 0..1")
         if self.max_prefix < 1:
             raise ValueError(f"max_prefix is {self.max_prefix}, it must be at least 1")
 
@@ -92,4 +98,7 @@ class Mixture:
         most = min(self.max_prefix, pred_horizon - 1)
         n_clean = (1 + (length * most).long()).clamp(max=most)
         is_clean = is_prefix & (index < n_clean)
+        if self.n_past > 0:
+            knowing = torch.rand(batch, 1, generator=generator, device=device)
+            is_clean = is_clean | ((knowing < self.past_known) & (index < self.n_past))
         return torch.where(is_clean, 0.0, self.density(u.clamp(0, 1)))

@@ -1,4 +1,4 @@
-"""Ladders: the noise level of each action in a streaming buffer at the begin of a tick.
+"""Ladders: the noise level of each action of a chunk at the begin of a tick.
 
 A ladder [Tp] rises along the chunk: past actions are clean, those that are due next almost.
 """
@@ -32,6 +32,17 @@ def _geometric(n: int, first: float, last: float) -> Tensor:
         raise ValueError(f"front_sigma is {first}, it must be positive and at most {last}")
     ramp = torch.linspace(0, 1, n) if n > 1 else torch.ones(1)
     return first ** (1 - ramp) * last**ramp
+
+
+def flat(space: ChunkSpace, *, sigma: float) -> Tensor:
+    """One level for all actions from now on.
+
+    Args:
+        space: of the chunks.
+        sigma: their level.
+    """
+    n_past = space.horizons.past
+    return torch.cat([torch.zeros(n_past), torch.full((space.horizons.future,), float(sigma))])
 
 
 def by_chunk(space: ChunkSpace, *, front_sigma: float, sigma_max: float) -> Tensor:

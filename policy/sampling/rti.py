@@ -32,6 +32,7 @@ from policy.diffusion.noise import randn
 from policy.diffusion.schedule import karras_path
 from policy.sampling.carry import UNKNOWN, check_carry, constants, shift_left
 from policy.sampling.descent import Descent
+from policy.sampling.ladder import check_ladder
 from policy.sampling.sequential import Sequential
 from policy.types import Carry, ChunkSpace, Denoiser, Generator, Towards
 
@@ -46,7 +47,7 @@ class RTI:
         first: Callable[..., Sequential],
         descent: Descent,
         n_steps: int,
-        restart_sigma: float,
+        restart: Callable[[ChunkSpace], Tensor],
         sigma_min: float,
         rho: float,
         n_committed: int = 0,
@@ -60,7 +61,8 @@ class RTI:
                 that of full noise.
             descent: from level to level.
             n_steps: steps of every later chunk.
-            restart_sigma: level that the last chunk is noised to.
+            restart: gives the levels [Tp] that the last chunk is noised to, such as
+                `policy.sampling.ladder.flat`.
             sigma_min: last level before 0.
             rho: spacing of the levels, as of `policy.diffusion.schedule.karras`.
             n_committed: first actions from now on that are executed as the last chunk has them;
@@ -79,14 +81,17 @@ class RTI:
                 f"n_committed is {n_committed}: of {horizons.future} actions, {known} are known "
                 f"after {horizons.action} were executed: give 0 to {known}"
             )
-        if not sigma_min <= restart_sigma <= first_chunk.sigmas[0]:
+        levels = restart(space)
+        check_ladder(levels, space)
+        lowest, highest = float(levels[horizons.past]), float(levels[-1])
+        if not sigma_min <= lowest <= highest <= first_chunk.sigmas[0] * (1 + 1e-6):
             raise ValueError(
-                f"restart_sigma is {restart_sigma}, it must be from sigma_min ({sigma_min}) to "
-                f"full noise ({first_chunk.sigmas[0]:g})"
+                f"the restart levels are {lowest:g} to {highest:g}, they must be from sigma_min "
+                f"({sigma_min:g}) to full noise ({first_chunk.sigmas[0]:g})"
             )
-        space.check_start(restart_sigma, name="restart_sigma")
+        space.check_start(lowest, name="the restart")
         self.space, self.first, self.descent = space, first_chunk, descent
-        self.n_steps, self.restart_sigma = n_steps, restart_sigma
+        self.n_steps, self.restart = n_steps, tuple(levels.tolist())
         self.sigma_min, self.rho = sigma_min, rho
         self.n_committed, self.guidance = n_committed, guidance
 
@@ -129,7 +134,8 @@ class RTI:
             denoiser = self.guidance(denoiser, carry.x, is_known)
         position = torch.arange(self.space.horizons.pred, device=carry.x.device)
         is_committed = is_known & (position < self.space.horizons.past + self.n_committed)
-        sigma = torch.where(is_known, self.restart_sigma, self.first.sigmas[0])
+        restart = constants(self.restart, like=carry.x)
+        sigma = torch.where(is_known, restart, self.first.sigmas[0])
         sigma = torch.where(is_committed, 0.0, sigma)
 
         def noise() -> Tensor:

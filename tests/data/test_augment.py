@@ -1,9 +1,10 @@
-"""Noise on observations."""
+"""Noise on observations, and symmetries."""
 
 import pytest
 import torch
 
-from data.augment import FeatureNoise
+from data.augment import FeatureNoise, Mirror, SignedPermutation
+from data.types import Batch
 
 
 def generator() -> torch.Generator:
@@ -34,3 +35,55 @@ def test_images_and_zero_noise_change_nothing():
 def test_a_negative_deviation_is_refused():
     with pytest.raises(ValueError, match="at least 0"):
         FeatureNoise(-0.1)
+
+
+SWAP = SignedPermutation(source=[1, 0], sign=[-1, 1], offset=[10, 0])
+
+
+def test_a_signed_permutation_is_its_formula():
+    x = torch.tensor([[[3.0, 5.0]]])
+    assert SWAP(x).tolist() == [[[5.0, 3.0]]]  # 10 - 5 and 3
+    assert SWAP(torch.tensor([7.0, 1.0])).tolist() == [9.0, 7.0]
+
+
+def batch(n):
+    state = torch.arange(n * 4.0).reshape(n, 2, 2)
+    other = torch.arange(n * 2.0).reshape(n, 2, 1)
+    return Batch({"state": state, "other": other}, state + 100, torch.zeros(n, 2, dtype=bool))
+
+
+def test_a_window_is_mirrored_as_a_whole_or_not_at_all():
+    given = batch(1000)
+    got = Mirror({"state": SWAP, "action": SWAP}, share=0.3)(given, generator())
+    is_mirrored = (got.observation["state"] != given.observation["state"]).flatten(1).any(dim=1)
+    for name, before, after in (
+        ("state", given.observation["state"], got.observation["state"]),
+        ("action", given.action, got.action),
+    ):
+        assert torch.equal(after[is_mirrored], SWAP(before[is_mirrored])), name
+        assert torch.equal(after[~is_mirrored], before[~is_mirrored]), name
+    assert torch.equal(got.observation["other"], given.observation["other"])
+    # Four standard deviations of a binomial.
+    assert abs(is_mirrored.float().mean() - 0.3) < 4 * (0.3 * 0.7 / 1000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (([0, 0], [1, 1], [0, 0]), "each element must come once"),
+        (([0, 1], [1, 2], [0, 0]), "give 1 or -1"),
+        (([0, 1], [1, 1], [0]), "one of each per element"),
+    ],
+)
+def test_impossible_permutations_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SignedPermutation(*settings)
+
+
+def test_impossible_mirrors_are_refused():
+    with pytest.raises(ValueError, match="share is 2"):
+        Mirror({}, share=2)
+    with pytest.raises(KeyError, match="no such field"):
+        Mirror({"camera": SWAP})(batch(2), generator())
+    with pytest.raises(ValueError, match="x has 1 elements, the mirror 2"):
+        Mirror({"other": SWAP})(batch(2), generator())

@@ -65,6 +65,11 @@ def test_a_newer_program(path):
     assert (finding.code, finding.severity, finding.fix) == ("S011", "error", "upgrade cadence")
 
 
+def test_episode_metadata_that_is_not_json(path):
+    stored(path, "meta/episode_metadata")[1] = "{broken"
+    assert codes(path) == [("S012", "error")]
+
+
 def test_another_contract(path):
     other = Contract(CONTRACT.observation, CONTRACT.action, 0.5)
     assert ("S002", "error") in codes(path, other)

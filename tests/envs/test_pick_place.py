@@ -159,3 +159,13 @@ def test_carrying_over_the_pillar_is_impossible():
             break
     assert terminated
     assert not info["is_success"]
+
+
+def test_the_cube_can_be_displaced():
+    env = gymnasium.make(PILLAR)
+    before, _ = env.reset(seed=3)
+    env.get_wrapper_attr("displace")()
+    after, *_ = env.step(np.append(before["gripper"][:3], 1.0))
+    moved = after["cube"] - before["cube"]
+    assert abs(moved[1]) == pytest.approx(0.04, abs=0.002)
+    assert np.abs(moved[[0, 2]]).max() < 0.002

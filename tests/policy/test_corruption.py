@@ -48,6 +48,15 @@ def test_patterns_have_their_shares():
     assert 0.5 - spread < is_constant.float().mean() < 0.5 + 0.05 + spread
 
 
+def test_past_actions_are_facts_in_their_share_of_every_pattern():
+    for pattern in ("constant", "ladder"):
+        sigma = draw(only(pattern, n_past=3, past_known=0.7))
+        is_known = (sigma[:, :3] == 0).all(dim=1)
+        assert ((sigma[:, :3] == 0).any(dim=1) == is_known).all()
+        assert abs(is_known.float().mean() - 0.7) < 4 * math.sqrt(0.25 / N)
+        assert (sigma[:, 3:] > 0).all()
+
+
 def test_constant_level_is_uniform_in_its_logarithm():
     sigma = draw(only("constant"))
     assert (sigma == sigma[:, :1]).all()
@@ -102,6 +111,7 @@ def test_same_generator_state_same_levels():
         ({"constant": 1.1, "prefix": -0.5}, "add up to 1"),
         ({"max_rise": 0.0}, "max_rise is 0"),
         ({"max_prefix": 0}, "max_prefix is 0"),
+        ({"past_known": 1.5}, "past_known is 1"),
     ],
 )
 def test_impossible_mixtures_are_refused(changes, message):

@@ -1,5 +1,6 @@
 """`cadence doctor`: what it looks at and its exit status."""
 
+import json
 import shutil
 
 import numpy as np
@@ -46,6 +47,22 @@ def test_a_folder_without_a_checkpoint_is_an_error(tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     assert status(f"path={tmp_path}") == 2
     assert "C001" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_no_policy_can_be_built_from(pillar_checkpoint, tmp_path, capsys):
+    run = shutil.copytree(pillar_checkpoint, tmp_path / "run", symlinks=True)
+    assert status(f"path={run}") == 0
+    (meta,) = run.glob("checkpoints/step_*/checkpoint.json")
+    for was, becomes in (("unet1d.UNet1d", "unet1d.Absent"), ("[8, 16]", "[8, 17]")):
+        text = pillar_checkpoint / meta.relative_to(run)
+        config = json.loads(text.read_text())
+        config["config"]["net"] = json.loads(
+            json.dumps(config["config"]["net"]).replace(was, becomes)
+        )
+        meta.write_text(json.dumps(config))
+        capsys.readouterr()
+        assert status(f"path={run}") == 2
+        assert "C009 error: no policy can be built from it" in capsys.readouterr().out
 
 
 def test_status_says_how_bad_it_is(capsys):

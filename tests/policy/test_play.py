@@ -6,18 +6,19 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from data.normalize import Normalizer
 from data.record import contract_of
 from data.types import Horizons
 from envs.vector import make_vec
-from policy.agent import Agent
+from policy.agent import Agent, NotFiniteError
 from policy.build import assemble
 from policy.diffusion.schedule import karras
 from policy.diffusion.step import dpmpp_2m
-from policy.entry import compose_config
+from policy.entry import compose_config, compose_sampler
 from policy.evaluate import summarise, summary_line
-from policy.play import Episode, play
+from policy.play import Episode, Executor, check_delay, play
 from policy.sampling.descent import Descent
 from policy.sampling.sequential import Sequential
 from policy.types import ChunkSpace
@@ -92,6 +93,80 @@ def test_a_restarted_slot_repeats_its_stream(agent):
     assert not np.array_equal(first, second), "each chunk has its own noise"
     agent.restart(streams, 1, 5)
     assert np.array_equal(agent.chunk(streams, observation)[1], first[0])
+
+
+@pytest.mark.parametrize("name", ["rti", "rtc", "streaming", "picard_4"])
+def test_streams_of_samplers_with_memory_are_their_own(agent, name):
+    """Bit for bit: with neighbours or alone, and a restarted stream like a new one."""
+    make = instantiate(compose_sampler(name))
+    policy = agent.policy
+    remembering = Agent(policy, make(space=ChunkSpace(HORIZONS, action_size=4)), rows=4)
+    rng = np.random.default_rng(1)
+
+    def look(n):
+        return {
+            field: rng.uniform(-0.2, 0.2, (n, 2, *meaning.shape)).astype(np.float32)
+            for field, meaning in agent.contract.observation.items()
+        }
+
+    seen = [look(3) for _ in range(3)]
+    seeds = [4, 5, 6]
+
+    def chunks(slots, streams):
+        result = []
+        for observation in seen:
+            part = {field: values[slots] for field, values in observation.items()}
+            result.append(remembering.chunk(streams, part))
+            remembering.shift(streams, 4)
+        return np.stack(result)
+
+    together = chunks([0, 1, 2], remembering.start(seeds))
+    for slot in range(3):
+        alone = chunks([slot], remembering.start([seeds[slot]]))
+        assert np.array_equal(alone[:, 0], together[:, slot])
+    used = remembering.start(seeds)
+    chunks([0, 1, 2], used)
+    for slot, seed in enumerate(seeds):
+        remembering.restart(used, slot, seed)
+    assert np.array_equal(chunks([0, 1, 2], used), together)
+
+
+def test_a_prediction_that_is_not_finite_is_told(agent):
+    observation = {
+        name: np.zeros((2, 2, *field.shape), np.float32)
+        for name, field in agent.contract.observation.items()
+    }
+    streams = agent.start([7, 8])
+    agent.chunk(streams, observation)
+    agent.shift(streams, 4)
+    broken = {name: values.copy() for name, values in observation.items()}
+    next(iter(broken.values()))[1] = np.nan
+    with pytest.raises(NotFiniteError, match="stream of seed 8 at tick 4, first at sigma 20"):
+        agent.chunk(streams, broken)
+
+
+def test_late_chunks_are_executed_from_where_they_begin():
+    """Ta = 4 of 8, delay 2: the first chunk is in time, later ones miss their first two actions."""
+    executor = Executor(HORIZONS, 2)
+    chunks = [100.0 * i + np.arange(8.0).reshape(1, 8, 1) for i in range(3)]
+    executor.restart(0)
+    executed = [executor.actions(chunk)[0, :, 0].tolist() for chunk in chunks]
+    assert executed == [[0, 1, 2, 3], [4, 5, 102, 103], [104, 105, 202, 203]]
+    # Plans differ by 100 - 4 at each take-over.
+    assert [jump.item() for jump in executor.jumps] == [96, 96]
+
+
+def test_idle_slots_have_no_jumps():
+    executor = Executor(HORIZONS, 0)
+    executor.actions(np.zeros((2, 8, 1)), [0, 1])
+    executor.actions(np.ones((2, 8, 1)), [1])
+    assert [jump.shape for jump in executor.jumps] == [(1, 1)]
+
+
+@pytest.mark.parametrize("delay", [-1, 5])
+def test_impossible_delay_is_refused(delay):
+    with pytest.raises(ValueError, match=f"inference_delay is {delay}"):
+        check_delay(delay, HORIZONS)
 
 
 def test_slots_that_need_no_chunk_are_left_alone(agent):

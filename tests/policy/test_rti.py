@@ -13,6 +13,7 @@ from policy.diffusion.step import ancestral
 from policy.guidance.rtc import RealTimeChunking
 from policy.sampling.carry import UNKNOWN
 from policy.sampling.descent import Descent
+from policy.sampling.ladder import by_action, flat
 from policy.sampling.rti import RTI
 from policy.sampling.sequential import Sequential
 from policy.types import Carry, ChunkSpace
@@ -37,7 +38,7 @@ def rti(restart_sigma, space=SPACE, eta=0.0, n_steps=100, **settings):
         first=first,
         descent=descent(eta),
         n_steps=n_steps,
-        restart_sigma=restart_sigma,
+        restart=partial(flat, sigma=restart_sigma),
         sigma_min=0.001,
         rho=7.0,
         **settings,
@@ -76,7 +77,7 @@ def test_restart_at_full_noise_forgets_like_sequential_sampling():
         first=first,
         descent=descent(),
         n_steps=8,
-        restart_sigma=FULL,
+        restart=partial(flat, sigma=FULL),
         sigma_min=0.01,
         rho=7.0,
     )
@@ -111,6 +112,26 @@ def test_unknown_end_starts_from_full_noise():
     sampler(looking, torch.zeros(2, 1), carry, torch.Generator().manual_seed(0))
     assert seen[0][0].tolist() == [1.0, 1.0, 1.0, FULL]
     assert seen[-1][0].tolist() == pytest.approx([0.001] * 4)
+
+
+def test_restart_levels_may_rise_along_the_chunk():
+    seen = []
+
+    def looking(x, sigma, cond):
+        seen.append(sigma)
+        return gaussian(x, sigma, cond)
+
+    sampler = RTI(
+        space=SPACE,
+        first=first,
+        descent=descent(),
+        n_steps=1,
+        restart=partial(by_action, front_sigma=0.1, sigma_max=6.4),
+        sigma_min=0.001,
+        rho=7.0,
+    )
+    sampler(looking, torch.zeros(1, 1), known(0.3, 1), torch.Generator().manual_seed(0))
+    assert seen[0][0].tolist() == pytest.approx([0.1, 0.4, 1.6, 6.4])
 
 
 def test_committed_actions_come_back_as_they_were():
@@ -180,8 +201,8 @@ def test_full_blend_is_the_last_chunk():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"restart_sigma": 30.0}, r"restart_sigma is 30\.0, it must be .* full noise \(20\)"),
-        ({"restart_sigma": 0.0001}, r"restart_sigma is 0\.0001"),
+        ({"restart_sigma": 30.0}, r"restart levels are 30 to 30, .* full noise \(20\)"),
+        ({"restart_sigma": 0.0001}, r"restart levels are 0\.0001"),
         ({"restart_sigma": 1.0, "n_committed": 4}, "n_committed is 4: of 4 actions, 3 are known"),
     ],
 )
