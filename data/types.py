@@ -40,8 +40,9 @@ class Horizons:
 
     def __post_init__(self):
         for name, steps in dataclasses.asdict(self).items():
-            if steps < (name != "past"):
-                raise ValueError(f"horizons.{name} is {steps}, it must be at least 1")
+            least = 0 if name == "past" else 1
+            if steps < least:
+                raise ValueError(f"horizons.{name} is {steps}, it must be at least {least}")
         if self.action > self.future:
             raise ValueError(
                 f"horizons.action is {self.action}, but a chunk has only {self.future} actions "
@@ -262,8 +263,9 @@ class Batch:
 
     Args:
         observation: field name -> [B, To, ...], the last step is "now".
-        action: [B, Tp, Da], index 0 is the action taken "now".
-        is_pad: [B, Tp] bool, true where the episode had ended and its last action is repeated.
+        action: [B, Tp, Da], index `horizons.past` is the action taken "now".
+        is_pad: [B, Tp] bool, true where the episode had not begun or had ended, and its first or
+            last action is repeated.
     """
 
     observation: dict[str, Tensor]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.types import Contract, Horizons
+from data.types import Contract
 from policy.build import chunk_space, from_checkpoint
 from policy.checkpoint import load
 from policy.model import DiffusionPolicy
@@ -60,7 +60,6 @@ class Agent:
         policy: DiffusionPolicy,
         sampler: Sampler,
         *,
-        horizons: Horizons | None = None,
         device: torch.device | str = "cpu",
         rows: int = 16,
     ):
@@ -69,15 +68,23 @@ class Agent:
         Args:
             policy: the trained policy; moved to `device`, frozen and put in evaluation mode.
             sampler: how chunks are drawn.
-            horizons: of the sampler; None: of the policy.
             device: where the network runs.
             rows: batch size of every network call; results depend on it in the last bits.
+
+        Raises:
+            ValueError: the sampler draws other chunks than the policy's.
         """
+        space, trained = sampler.space, (policy.horizons.pred, policy.contract.action.size)
+        if space.shape != trained or space.horizons.past != policy.horizons.past:
+            raise ValueError(
+                f"the sampler draws chunks of {space.shape}, {space.horizons.past} in the past; "
+                f"the policy's are of {trained}, {policy.horizons.past} in the past"
+            )
         if rows < 1:
             raise ValueError(f"rows is {rows}, it must be at least 1")
         self.policy = policy.to(device).eval().requires_grad_(False)
         self.sampler = sampler
-        self.horizons = policy.horizons if horizons is None else horizons
+        self.horizons, self.inference_delay = space.horizons, space.inference_delay
         self.device = torch.device(device)
         self.rows = rows
         self.weights = "raw"  # which weights the policy holds; a checkpoint says
@@ -89,6 +96,7 @@ class Agent:
         make_sampler: Callable[..., Sampler],
         *,
         action_horizon: int | None = None,
+        inference_delay: int = 0,
         device: torch.device | str = "cpu",
         rows: int = 16,
     ) -> Self:
@@ -98,6 +106,7 @@ class Agent:
             path: of a training run, or of one checkpoint.
             make_sampler: makes the sampler, given its `space`.
             action_horizon: executed actions per chunk; None: as in training.
+            inference_delay: control steps from an observation to the first action of its chunk.
             device: where the network runs.
             rows: batch size of every network call; results depend on it in the last bits.
 
@@ -107,9 +116,13 @@ class Agent:
         """
         loaded = load(path)
         policy = from_checkpoint(loaded)
-        space = chunk_space(loaded, action_horizon=action_horizon, device=device)
-        sampler = make_sampler(space=space)
-        agent = cls(policy, sampler, horizons=space.horizons, device=device, rows=rows)
+        space = chunk_space(
+            loaded,
+            action_horizon=action_horizon,
+            inference_delay=inference_delay,
+            device=device,
+        )
+        agent = cls(policy, make_sampler(space=space), device=device, rows=rows)
         agent.weights = loaded.weights
         return agent
 
@@ -150,6 +163,10 @@ class Agent:
         streams.ticks[slot] = 0
         streams.fresh.add(slot)
 
+    def renew(self, streams: Streams, slot: int) -> None:
+        """Forget what a stream has planned: its next chunk is as one of a new stream."""
+        streams.fresh.add(slot)
+
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(seed)
 
@@ -157,7 +174,8 @@ class Agent:
         """Time moved on by `n_executed` actions."""
         streams.ticks = [tick + n_executed for tick in streams.ticks]
         if streams.carry is not None:
-            streams.carry = self.sampler.shift(streams.carry, n_executed)
+            n_shifted = min(n_executed, self.horizons.pred)
+            streams.carry = self.sampler.shift(streams.carry, n_shifted)
 
     @torch.no_grad()
     def chunk(
@@ -220,15 +238,22 @@ class Agent:
         carry = _take(streams.carry, slot_of_row)
         x0, carry = self.sampler(witness, cond, carry, self._generators(streams, group))
         streams.carry = _put(streams.carry, slots, _take(carry, taken))
-        faults = witness.sigma_of_fault.tolist()
+        actions = self.policy.actions(x0)[:, self.horizons.past :].cpu().numpy()
+        self._check_finite(streams, group, actions, witness.sigma_of_fault())
+        return actions[taken]
+
+    def _check_finite(
+        self, streams: Streams, group: dict[int, int], actions: np.ndarray, faults: list[float]
+    ) -> None:
+        """Raise NotFiniteError where a stream's actions, or what led to them, are no numbers."""
         for row, slot in group.items():
-            if faults[row] > 0:
+            if faults[row] > 0 or not np.isfinite(actions[row]).all():
+                where = f"first at sigma {faults[row]:g}" if faults[row] > 0 else "in the sampler"
                 raise NotFiniteError(
-                    f"the denoiser's prediction is not finite in the stream of seed "
-                    f"{streams.seeds[slot]} at tick {streams.ticks[slot]}, first at sigma "
-                    f"{faults[row]:g}: check the observation and the checkpoint (cadence doctor)"
+                    f"a prediction is not finite in the stream of seed {streams.seeds[slot]} at "
+                    f"tick {streams.ticks[slot]}, {where}: check the observation and the "
+                    f"checkpoint (cadence doctor)"
                 )
-        return self.policy.actions(x0)[taken, self.horizons.past :].cpu().numpy()
 
     def _generators(self, streams: Streams, group: Mapping[int, int]) -> list[torch.Generator]:
         """A generator for each row; rows of no stream in `group` share one that nobody needs."""

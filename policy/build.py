@@ -87,6 +87,7 @@ def chunk_space(
     loaded: LoadedCheckpoint,
     *,
     action_horizon: int | None = None,
+    inference_delay: int = 0,
     device: torch.device | str = "cpu",
 ) -> ChunkSpace:
     """What a sampler needs to know of a checkpoint.
@@ -94,10 +95,11 @@ def chunk_space(
     Args:
         loaded: the checkpoint.
         action_horizon: executed actions per chunk; None: as in training.
+        inference_delay: control steps from an observation to the first action of its chunk.
         device: of the anchors.
 
     Raises:
-        ValueError: there are not so many actions in a chunk.
+        ValueError: there are not so many actions in a chunk, or the delay is too long for them.
         CheckpointError: what was fitted to the checkpoint is damaged.
     """
     horizons = loaded.horizons
@@ -108,6 +110,7 @@ def chunk_space(
     return ChunkSpace(
         horizons=horizons,
         action_size=loaded.contract.action.size,
+        inference_delay=inference_delay,
         discrete=tuple(loaded.contract.action.discrete),
         sigma_min=sigma_min,
         sigma_max=sigma_max,

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,18 @@ def compose_config(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
         return compose(verb, overrides=list(overrides))
 
 
-def compose_sampler(name: str, settings: Sequence[str] = ()) -> DictConfig:
-    """The configuration of one sampler, with settings of the form "key=value" changed.
+def compose_sampler(name: str, settings: Mapping[str, object] | None = None) -> DictConfig:
+    """The configuration of one sampler, with some (nested) settings changed.
 
     Raises:
-        HydraException: there is no such sampler or setting.
+        HydraException: there is no such sampler.
+        OmegaConfBaseException: there is no such setting.
     """
-    overrides = [f"sampler.{setting}" for setting in settings]
     with initialize_config_dir(str(CONFIGS), version_base="1.3", job_name="cadence_sampler"):
-        return compose(f"sampler/{name}", overrides=overrides).sampler
+        sampler = compose(f"sampler/{name}").sampler
+    changed = OmegaConf.merge(sampler, dict(settings or {}))
+    assert isinstance(changed, DictConfig)
+    return changed
 
 
 def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | None = None) -> None:

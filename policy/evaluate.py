@@ -78,6 +78,7 @@ def run(cfg: DictConfig) -> dict:
         cfg.checkpoint,
         instantiate(cfg.sampler),
         action_horizon=cfg.action_horizon,
+        inference_delay=cfg.inference_delay,
         device=device,
         rows=cfg.rows,
     )
@@ -151,7 +152,7 @@ def measure(agent: Agent, make_env: MakeEnv, cfg: DictConfig) -> list[Episode]:
     )
     seeds = range(cfg.seed, cfg.seed + cfg.episodes)
     try:
-        play(agent, envs, seeds, inference_delay=cfg.inference_delay, finished=finished)
+        play(agent, envs, seeds, finished=finished)
     except KeyboardInterrupt:
         print("\ninterrupted: the finished episodes are kept; short ones are over-represented")
         if not finished:
@@ -166,7 +167,7 @@ def film_first(agent: Agent, make_env: MakeEnv, cfg: DictConfig, folder: Path) -
     try:
         for seed in range(cfg.seed, cfg.seed + min(cfg.videos, cfg.episodes)):
             path = folder / f"seed_{seed}.mp4"
-            film(agent, make_env, seed=seed, path=path, inference_delay=cfg.inference_delay)
+            film(agent, make_env, seed=seed, path=path)
             print(f"video: {path}")
     except (RenderingError, RuntimeError, OSError) as error:  # MuJoCo, pygame, the encoder
         print(f"no video: {error}")

@@ -38,16 +38,6 @@ class Episode:
             self.mode = int(infos["mode"][slot])
 
 
-def check_delay(inference_delay: int, horizons: Horizons) -> None:
-    """Raise ValueError where a chunk would come too late to be executed."""
-    longest = min(horizons.action, horizons.future - horizons.action)
-    if not 0 <= inference_delay <= longest:
-        raise ValueError(
-            f"inference_delay is {inference_delay}, with {horizons.action} of {horizons.future} "
-            f"actions executed it must be in 0..{longest}"
-        )
-
-
 class Executor:
     """What is executed of consecutive chunks when each is late by `inference_delay` steps.
 
@@ -96,32 +86,28 @@ def play(
     seeds: Sequence[int],
     *,
     finished: list[Episode],
-    inference_delay: int = 0,
 ) -> Executor:
     """Play one episode per seed, filling each slot of `envs` anew as its episode ends.
+
+    A chunk that is late (the agent's inference delay) is executed from where it is in time, and the
+    last one until then; an episode's first chunk is waited for.
 
     Args:
         agent: whose chunks are executed.
         envs: of `make_vec`, at the level of chunks; not more than there are seeds.
         seeds: one per episode.
         finished: gets each episode as it ends, so that an interruption loses none.
-        inference_delay: control steps from an observation to the first action of its chunk; the
-            last chunk is executed meanwhile, and an episode's first chunk is waited for.
 
     Returns:
         What executed the chunks, with the jumps from plan to plan.
-
-    Raises:
-        ValueError: the delay is longer than the time between chunks, or than chunks last.
     """
     assert envs.num_envs <= len(seeds)
-    check_delay(inference_delay, agent.horizons)
     queue = list(seeds)
     running: dict[int, Episode] = {}  # slot -> its episode; a slot without one idles
     streams = agent.start(seeds[: envs.num_envs])
     ended = list(range(envs.num_envs))
     observation: dict[str, np.ndarray] = {}
-    executor = Executor(agent.horizons, inference_delay)
+    executor = Executor(agent.horizons, agent.inference_delay)
     with progress_bar(total=len(seeds), unit="episode") as bar:
         while queue or running:
             for slot in ended[: len(queue)]:

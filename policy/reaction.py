@@ -1,16 +1,21 @@
 """How soon executed actions answer a sudden change of the scene.
 
 Two episodes with the same start and the same noise go on side by side; in one of them an object is
-displaced at some tick. How the actions ought to differ is what chunks drawn anew say, in the mean,
-of the two observations. The share of that difference which the executed actions show, `k` ticks
-after the change could first be seen, is the answer: 0 before a policy has noticed, 1 once it acts
-on what it sees. The change comes at every phase of a plan alike.
+displaced at some tick. The wanted answer is that of a reference which, from this tick on, takes
+over both episodes and draws a new chunk at every step. The share of it that the agent's own pair of
+episodes shows, `k` ticks after the change could first be seen, is the answer: 0 before an agent has
+noticed, about 1 once it acts as the reference does. The change comes at every phase of a plan
+alike.
 
-Shape legend: `N` episodes, `S` samples, `K` ticks after the change, `Tp` predicted steps, `Da`
-action size.
+Differences of a pair, not of single episodes, are compared, so that what an agent does anyway
+cancels; and the reference's pair moves by the reference's answer, so that following one's own
+earlier answer does not count as an answer. The reference is random: two halves of its samples are
+taken, whose product has no bias by their noise. Discrete elements are left out.
+
+Shape legend: `N` episodes, `S` samples, `K` ticks after the change, `Da` action size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -25,7 +30,7 @@ from policy.play import Executor
 
 @dataclass(frozen=True)
 class Reaction:
-    """Answers to a change, summed over directions by how much they were wanted.
+    """Answers to a change, weighed by how much they were wanted.
 
     Args:
         answered: [N, K] executed difference along the wanted one.
@@ -35,21 +40,27 @@ class Reaction:
     answered: np.ndarray
     wanted: np.ndarray
 
-    def curve(self) -> list[float]:
-        """Share of the wanted answer, 0, 1, ... ticks after the change was seen."""
-        return (self.answered.sum(axis=0) / self.wanted.sum(axis=0)).tolist()
+    def curve(self) -> list[float | None]:
+        """Share of the wanted answer at 0, 1, ... ticks; None where none was wanted."""
+        sums = zip(self.answered.sum(axis=0), self.wanted.sum(axis=0), strict=True)
+        return [float(did / ought) if ought > 0 else None for did, ought in sums]
 
-    def interval(self, tick: int, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    def interval(
+        self, tick: int, *, resamples: int = 2000, seed: int = 0
+    ) -> tuple[float, float] | None:
         """95 % bootstrap interval over episodes of the share at a tick."""
         n = len(self.wanted)
         index = np.random.default_rng(seed).integers(0, n, (resamples, n))
-        shares = self.answered[index, tick].sum(axis=1) / self.wanted[index, tick].sum(axis=1)
-        low, high = np.quantile(shares, [0.025, 0.975])
+        wanted = self.wanted[index, tick].sum(axis=1)
+        if (wanted <= 0).any():
+            return None
+        low, high = np.quantile(self.answered[index, tick].sum(axis=1) / wanted, [0.025, 0.975])
         return float(low), float(high)
 
     def delay(self, share: float = 0.5) -> int | None:
         """Ticks until so much of the wanted answer is executed; None if later than measured."""
-        return next((k for k, value in enumerate(self.curve()) if value >= share), None)
+        curve = self.curve()
+        return next((k for k, value in enumerate(curve) if value and value >= share), None)
 
 
 def can_displace(make_env: MakeEnv) -> bool:
@@ -67,7 +78,6 @@ def measure_reaction(
     make_env: MakeEnv,
     seeds: Sequence[int],
     *,
-    inference_delay: int,
     first_tick: int,
     n_ticks: int,
     samples: int,
@@ -76,59 +86,97 @@ def measure_reaction(
 
     Args:
         agent: whose chunks are executed.
-        reference: draws chunks anew that say what an answer ought to be.
+        reference: draws a chunk at every step; says what an answer ought to be.
         make_env: of an environment with `displace`.
         seeds: one per episode.
-        inference_delay: control steps from an observation to the first action of its chunk.
-        first_tick: earliest tick at which a change is seen.
+        first_tick: earliest tick at which a change is seen, at least 1.
         n_ticks: K.
-        samples: S, chunks that are averaged.
+        samples: S, even: episodes of the reference that are averaged.
     """
-    calm = _Episodes(agent, make_env, seeds, inference_delay)
-    moved = _Episodes(agent, make_env, seeds, inference_delay)
-    answered, wanted = np.zeros((2, len(seeds), n_ticks))
-    changes = first_tick + np.arange(len(seeds)) % agent.horizons.action
+    n = len(seeds)
+    changes = first_tick + np.arange(n) % agent.horizons.action
+    copies = np.repeat(np.asarray(seeds), samples)
+    pairs = {
+        name: (_Episodes(who, make_env, some, own), _Episodes(who, make_env, some, own))
+        for name, who, some, own in (
+            ("agent", agent, np.asarray(seeds), np.asarray(seeds)),
+            # A noise of its own for every copy of an episode.
+            ("reference", reference, copies, seeds[0] + np.arange(len(copies))),
+        )
+    }
+    did = np.zeros((n, n_ticks, agent.contract.action.size))
+    ought = np.zeros((n, samples, n_ticks, agent.contract.action.size))
+    counts = np.zeros((n, n_ticks), dtype=bool)
     try:
         for tick in range(changes.max() + n_ticks):
-            planned, changed = calm.actions(), moved.actions()
+            calm, moved = pairs["agent"]
+            actions = [calm.actions(), moved.actions()]
+            leads = [np.repeat(each, samples, axis=0) for each in actions]
+            has_changed = np.repeat(tick >= changes, samples)[:, None]
+            own = [episodes.actions() for episodes in pairs["reference"]]
+            taken = [np.where(has_changed, o, lead) for o, lead in zip(own, leads, strict=True)]
             due = np.flatnonzero((changes <= tick) & (tick < changes + n_ticks))
-            due = due[calm.is_running[due] & moved.is_running[due]]
-            if len(due):
-                ought = _mean_action(reference, moved.observation(due), seeds[0], samples)
-                ought -= _mean_action(reference, calm.observation(due), seeds[0], samples)
-                did = _scaled(agent, changed[due]) - _scaled(agent, planned[due])
-                k = tick - changes[due]
-                answered[due, k] = (did * ought).sum(axis=1)
-                wanted[due, k] = (ought**2).sum(axis=1)
+            k = tick - changes[due]
+            running = [e.is_running.reshape(n, -1).all(axis=1) for p in pairs.values() for e in p]
+            counts[due, k] = np.all(running, axis=0)[due]
+            did[due, k] = (_scaled(agent, actions[1]) - _scaled(agent, actions[0]))[due]
+            answers = _scaled(agent, taken[1]) - _scaled(agent, taken[0])
+            ought[due, :, k] = answers.reshape(n, samples, -1)[due]
             # Displaced during this step, so that the next observation is the first to show it.
             moved.displace(np.flatnonzero(changes == tick + 1))
-            calm.step(planned)
-            moved.step(changed)
+            pairs["reference"][1].displace(np.flatnonzero(np.repeat(changes == tick + 1, samples)))
+            for episodes, each in zip(
+                (calm, moved, *pairs["reference"]), actions + taken, strict=True
+            ):
+                episodes.step(each)
     finally:
-        calm.close()
-        moved.close()
-    return Reaction(answered, wanted)
+        for pair in pairs.values():
+            for episodes in pair:
+                episodes.close()
+    return _compared(did, ought, counts, agent.contract.action.discrete)
+
+
+def _compared(
+    did: np.ndarray, ought: np.ndarray, counts: np.ndarray, discrete: Sequence[int]
+) -> Reaction:
+    """Shares of differences [N, K, Da] by an agent and [N, S, K, Da] by the reference.
+
+    Args:
+        did: executed by the agent.
+        ought: executed by the reference.
+        counts: [N, K] bool, whether all episodes were still running.
+        discrete: elements that are left out.
+    """
+    kept = [i for i in range(did.shape[-1]) if i not in discrete]
+    half = ought.shape[1] // 2
+    one, other = ought[:, :half].mean(axis=1)[..., kept], ought[:, half:].mean(axis=1)[..., kept]
+    wanted = (one * other).sum(axis=-1)
+    answered = (did[..., kept] * (one + other) / 2).sum(axis=-1)
+    return Reaction(answered * counts, wanted * counts)
 
 
 class _Episodes:
-    """Episodes of an agent in step."""
+    """Episodes of an agent in step.
 
-    def __init__(self, agent: Agent, make_env: MakeEnv, seeds: Sequence[int], inference_delay: int):
-        self._agent, self._streams = agent, agent.start(seeds)
-        self._executor = Executor(agent.horizons, inference_delay)
+    Args:
+        agent: that plans.
+        make_env: makes the environments.
+        seeds: of the starts.
+        noise: seeds of the agent's noise.
+    """
+
+    def __init__(self, agent: Agent, make_env: MakeEnv, seeds: np.ndarray, noise: np.ndarray):
+        self._agent, self._streams = agent, agent.start(noise.tolist())
+        self._executor = Executor(agent.horizons, agent.inference_delay)
         self._envs: list[gym.Env] = [
             ObservationHistory(make_env(), agent.horizons.obs) for _ in seeds
         ]
-        pairs = zip(self._envs, seeds, strict=True)
+        pairs = zip(self._envs, seeds.tolist(), strict=True)
         self._seen = [env.reset(seed=seed)[0] for env, seed in pairs]
         for slot in range(len(seeds)):
             self._executor.restart(slot)
         self.is_running = np.ones(len(seeds), dtype=bool)
         self._tick, self._plan = 0, np.empty(0)
-
-    def observation(self, slots: np.ndarray) -> dict[str, np.ndarray]:
-        """Field name -> [n, To, ...] of some episodes."""
-        return {k: np.stack([self._seen[slot][k] for slot in slots]) for k in self._seen[0]}
 
     def actions(self) -> np.ndarray:
         """The action of each episode [N, Da] for the present tick."""
@@ -136,8 +184,8 @@ class _Episodes:
         if self._tick % n == 0:
             if self._tick:
                 self._agent.shift(self._streams, n)
-            everything = self.observation(np.arange(len(self._seen)))
-            self._plan = self._executor.actions(self._agent.chunk(self._streams, everything))
+            seen = {name: np.stack([one[name] for one in self._seen]) for name in self._seen[0]}
+            self._plan = self._executor.actions(self._agent.chunk(self._streams, seen))
         return self._plan[:, self._tick % n]
 
     def displace(self, slots: np.ndarray) -> None:
@@ -156,17 +204,7 @@ class _Episodes:
             env.close()
 
 
-def _mean_action(
-    reference: Agent, observation: Mapping[str, np.ndarray], seed: int, samples: int
-) -> np.ndarray:
-    """Mean first action [n, Da] of fresh chunks, scaled; the same noise each time."""
-    n = len(next(iter(observation.values())))
-    batch = {name: np.repeat(values, samples, axis=0) for name, values in observation.items()}
-    streams = reference.start(range(seed, seed + n * samples))
-    actions = _scaled(reference, reference.chunk(streams, batch)[:, 0])
-    return actions.reshape(n, samples, -1).mean(axis=1)
-
-
 def _scaled(agent: Agent, actions: np.ndarray) -> np.ndarray:
     """Actions [n, Da] in the network's scale."""
-    return agent.policy.chunk(torch.from_numpy(actions).to(agent.device)).cpu().numpy()
+    values = actions.astype(agent.contract.action.dtype)
+    return agent.policy.chunk(torch.from_numpy(values).to(agent.device)).cpu().numpy()

@@ -64,8 +64,10 @@ class StreamPolicy:
     def __call__(self, history: Mapping[str, np.ndarray], tick: int) -> ActionChunk:
         """The chunk for `tick`; the stream moves on by the ticks that passed since the last."""
         if self._tick is not None:
-            passed = min(tick - self._tick, self._agent.horizons.pred)
+            passed = tick - self._tick
             self._agent.shift(self._streams, passed)
+            if passed >= self._agent.horizons.future:  # Nothing of the last plan is left.
+                self._agent.renew(self._streams, 0)
         self._tick = tick
         batch = {name: values[None] for name, values in history.items()}
         actions = self._agent.chunk(self._streams, batch)[0]

@@ -38,6 +38,7 @@ class ChunkSpace:
     Args:
         horizons: predicted steps, and how many of them are executed before the next chunk.
         action_size: Da.
+        inference_delay: control steps from an observation to the first action of its chunk.
         discrete: elements of an action that take a few values only, such as a gripper.
         sigma_min: lowest level that the denoiser was trained at; clean actions aside.
         sigma_max: highest level that the denoiser was trained at.
@@ -47,6 +48,7 @@ class ChunkSpace:
 
     horizons: Horizons
     action_size: int
+    inference_delay: int = 0
     discrete: tuple[int, ...] = ()
     sigma_min: float = 0.0
     sigma_max: float = float("inf")
@@ -57,6 +59,19 @@ class ChunkSpace:
     def shape(self) -> tuple[int, int]:
         """[Tp, Da] of a chunk."""
         return self.horizons.pred, self.action_size
+
+    @property
+    def n_decided(self) -> int:
+        """Actions at a chunk's begin that are past, or executed while the chunk is computed."""
+        return self.horizons.past + self.inference_delay
+
+    def __post_init__(self):
+        longest = min(self.horizons.action, self.horizons.future - self.horizons.action)
+        if not 0 <= self.inference_delay <= longest:
+            raise ValueError(
+                f"inference_delay is {self.inference_delay}, with {self.horizons.action} of "
+                f"{self.horizons.future} actions executed it must be in 0..{longest}"
+            )
 
     def check_start(self, sigma: float, *, name: str) -> None:
         """Raise ValueError where sampling would start at a level that was not trained."""
@@ -84,8 +99,7 @@ class Carry:
         return replace(self, **changes)
 
 
-Guidance = Callable[[Denoiser], Denoiser]
-# (denoiser, target [B, Tp, Da], is_known [B, Tp]) -> denoiser guided towards the target.
+# (denoiser, target [B, Tp, Da], is_known [B, Tp, Da]) -> denoiser guided towards the target.
 Towards = Callable[[Denoiser, Tensor, Tensor], Denoiser]
 
 
@@ -95,6 +109,8 @@ class Sampler(Protocol):
     A sampler calls the denoiser with `B` rows, or with `n * B` rows in which the stream varies
     fastest.
     """
+
+    space: ChunkSpace
 
     @property
     def nfe(self) -> int:

@@ -18,7 +18,6 @@ def film(
     *,
     seed: int,
     path: Path,
-    inference_delay: int = 0,
 ) -> None:
     """Play the episode of one seed and write it as an mp4 file.
 
@@ -27,14 +26,13 @@ def film(
         make_env: makes the environment, given `render_mode`.
         seed: of the start and of the policy's noise.
         path: of the video.
-        inference_delay: control steps from an observation to the first action of its chunk.
 
     Raises:
         RenderingError: nothing renders on this machine.
     """
     env = ObservationHistory(make_env(render_mode="rgb_array"), agent.horizons.obs)
     try:
-        frames = _frames(agent, env, seed, Executor(agent.horizons, inference_delay))
+        frames = _frames(agent, env, seed, Executor(agent.horizons, agent.inference_delay))
     finally:
         env.close()
     path.parent.mkdir(parents=True, exist_ok=True)

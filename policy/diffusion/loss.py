@@ -30,8 +30,8 @@ class DenoisingLoss:
     Args:
         corruption: draws the noise levels.
         max_weight: cap of the weight.
-        count_padding: whether actions that repeat the last one after an episode's end are counted:
-            they teach to hold still there.
+        count_padding: whether actions outside of an episode are counted, which repeat its last (or
+            first) one: they teach to hold still there.
     """
 
     corruption: Corruption

@@ -49,6 +49,15 @@ def karras(n_steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0
     return _with_zero(ramp**rho).float()
 
 
+def check_path(n_steps: int, *, sigma_min: float, rho: float) -> None:
+    """Raise ValueError where there is no `karras_path` with these settings."""
+    if n_steps < 1 or not sigma_min > 0 or not rho > 0:
+        raise ValueError(
+            f"n_steps is {n_steps}, sigma_min {sigma_min} and rho {rho}: "
+            f"need n_steps >= 1, sigma_min > 0 and rho > 0"
+        )
+
+
 def karras_path(sigma: Tensor, n_steps: int, *, sigma_min: float, rho: float) -> list[Tensor]:
     """`karras` for each element: `n_steps` + 1 levels [B, Tp], from sigma to 0.
 
@@ -60,6 +69,7 @@ def karras_path(sigma: Tensor, n_steps: int, *, sigma_min: float, rho: float) ->
         sigma_min: last level before 0.
         rho: as of `karras`.
     """
+    check_path(n_steps, sigma_min=sigma_min, rho=rho)
     end = sigma.clamp(max=sigma_min)
     ramps = (i / max(1, n_steps - 1) for i in range(1, n_steps))
     # lerp is linear in sigma^(1 / rho); a clean element has 0 at both ends.

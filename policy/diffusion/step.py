@@ -104,11 +104,17 @@ def ancestral_moments(
     is_clean = sigma == 0
     # Where x is clean, any positive level keeps value and gradient of the branch not taken finite.
     s = torch.where(is_clean, 1.0, sigma)
-    noise_share = eta * (1 - (sigma_next / s) ** 2).clamp(min=0).sqrt() if eta else 0.0 * s
+    noise_share = eta * _root(1 - (sigma_next / s) ** 2) if eta else 0.0 * s
     std = torch.where(is_clean, 0.0, sigma_next * noise_share)
-    keep = sigma_next * (1 - noise_share**2).sqrt() / s
+    keep = sigma_next * _root(1 - noise_share**2) / s
     mean = torch.where(is_clean, x, x0_hat + keep * (x - x0_hat))
     return mean, std
+
+
+def _root(square: Tensor) -> Tensor:
+    """Square root, 0 where `square` <= 0, with gradient 0 instead of infinity there."""
+    is_positive = square > 0
+    return torch.where(is_positive, torch.where(is_positive, square, 1.0).sqrt(), 0.0)
 
 
 def ancestral(
@@ -182,7 +188,7 @@ def dpmpp_2m_sde(
     is_clean = sigma == 0
     target = _extrapolated(x0_hat, sigma, sigma_next, history)
     keep = (sigma_next / torch.where(is_clean, 1.0, sigma)) ** 2
-    std = sigma_next * (1 - keep).clamp(min=0).sqrt()
+    std = sigma_next * _root(1 - keep)
     return torch.where(is_clean, x, target + keep * (x - target) + std * noise())
 
 

@@ -78,12 +78,14 @@ class RealTimeChunking:
         Args:
             denoiser: to be guided.
             target: [B, Tp, Da] last chunk, moved to the present.
-            is_known: [B, Tp] whether it says anything of an action; the known ones come first.
+            is_known: [B, Tp, Da] whether it says anything of an element; the known actions come
+                first.
         """
-        weights = self.strength * soft_mask(is_known, delay=self.delay)
+        fading = soft_mask(is_known.any(dim=-1), delay=self.delay)
+        weights = self.strength * fading[..., None] * is_known
 
         def guided(x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
-            weight = torch.where(sigma > 0, weights, 0.0)[..., None]
+            weight = torch.where((sigma > 0)[..., None], weights, 0.0)
             if self.blend:
                 x0_hat = denoiser(x, sigma, cond)
                 return x0_hat + weight * (target - x0_hat)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from policy.diffusion.noise import gumbel, randn
-from policy.diffusion.schedule import karras_path
-from policy.sampling.carry import UNKNOWN, check_carry
+from policy.diffusion.schedule import check_path, karras_path
+from policy.sampling.carry import check_carry, check_executed, nothing_known
 from policy.sampling.descent import Descent
 from policy.types import Carry, ChunkSpace, Denoiser, Generator
 
@@ -56,10 +56,10 @@ class Anchored:
                 "the checkpoint has no anchors: fit them with "
                 "cadence fit checkpoint=... store.path=..."
             )
-        if not 0 < sigma_min <= start_sigma:
+        check_path(n_steps, sigma_min=sigma_min, rho=rho)
+        if sigma_min > start_sigma:
             raise ValueError(
-                f"sigma_min is {sigma_min} and start_sigma {start_sigma}: "
-                f"need 0 < sigma_min <= start_sigma"
+                f"sigma_min is {sigma_min}, it must be at most start_sigma ({start_sigma})"
             )
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}, it must be at least 0")
@@ -75,11 +75,11 @@ class Anchored:
 
     def start(self, denoiser: Denoiser, cond: Tensor, generator: Generator) -> Carry:
         """Carry of new streams: nothing is known of them yet."""
-        x = cond.new_zeros((len(cond), *self.space.shape))
-        return Carry(x=x, sigma=x.new_full(x.shape[:2], UNKNOWN))
+        return nothing_known(cond, self.space)
 
     def shift(self, carry: Carry, n_executed: int) -> Carry:
         """The same carry: the next chunk does not depend on it."""
+        check_executed(carry, n_executed)
         return carry
 
     def __call__(

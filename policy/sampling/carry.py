@@ -1,4 +1,4 @@
-"""What samplers do with a carry: move it in time, check it.
+"""What samplers do with a carry: begin one, move it in time, check it.
 
 Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size.
 """
@@ -14,19 +14,44 @@ from policy.types import Carry, ChunkSpace
 UNKNOWN = float("inf")
 
 
-def shift_left(values: Tensor, n: int, *, fill: float) -> Tensor:
-    """Values [B, Tp, ...] moved `n` actions to the front, the end filled up.
+def nothing_known(cond: Tensor, space: ChunkSpace) -> Carry:
+    """Carry of new streams, one per row of cond [B, C]."""
+    x = cond.new_zeros((len(cond), *space.shape))
+    return Carry(x=x, sigma=x.new_full(x.shape[:2], UNKNOWN))
+
+
+def without_past(carry: Carry, space: ChunkSpace) -> Carry:
+    """A carry whose past actions are unknown: a first chunk invents them."""
+    is_past = torch.arange(space.horizons.pred, device=carry.x.device) < space.horizons.past
+    return carry.replace(sigma=torch.where(is_past, UNKNOWN, carry.sigma))
+
+
+def moved(carry: Carry, n_executed: int) -> Carry:
+    """A carry after `n_executed` actions; nothing is known of its end.
 
     Raises:
-        ValueError: there are not so many actions.
+        ValueError: a chunk has not so many actions.
     """
-    pred_horizon = values.shape[1]
-    if not 0 <= n <= pred_horizon:
+    check_executed(carry, n_executed)
+    return carry.replace(
+        x=_shifted(carry.x, n_executed, fill=0.0),
+        sigma=_shifted(carry.sigma, n_executed, fill=UNKNOWN),
+    )
+
+
+def check_executed(carry: Carry, n_executed: int) -> None:
+    """Raise ValueError where a chunk has not so many actions."""
+    pred_horizon = carry.x.shape[1]
+    if not 0 <= n_executed <= pred_horizon:
         raise ValueError(
-            f"{n} actions were executed, a chunk has {pred_horizon}: give 0 to {pred_horizon}"
+            f"{n_executed} actions were executed, a chunk has {pred_horizon}: "
+            f"give 0 to {pred_horizon}"
         )
-    tail = torch.full_like(values[:, :n], fill)
-    return torch.cat([values[:, n:], tail], dim=1)
+
+
+def _shifted(values: Tensor, n: int, *, fill: float) -> Tensor:
+    """Values [B, Tp, ...] moved `n` actions to the front, the end filled up."""
+    return torch.cat([values[:, n:], torch.full_like(values[:, :n], fill)], dim=1)
 
 
 def constants(values: Sequence[float], *, like: Tensor) -> Tensor:
@@ -35,7 +60,7 @@ def constants(values: Sequence[float], *, like: Tensor) -> Tensor:
 
 
 def check_carry(carry: Carry, cond: Tensor, space: ChunkSpace) -> None:
-    """Raise ValueError where a carry is not one of these streams or of this sampler."""
+    """Raise ValueError where a carry is not of these streams or not of such chunks."""
     expected = (len(cond), *space.shape)
     if tuple(carry.x.shape) != expected:
         raise ValueError(

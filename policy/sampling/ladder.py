@@ -1,6 +1,7 @@
 """Ladders: the noise level of each action of a chunk at the begin of a tick.
 
-A ladder [Tp] rises along the chunk: past actions are clean, those that are due next almost.
+A ladder [Tp] rises along the chunk: what is decided (past actions, and those executed while the
+chunk is computed) is clean, what is due next almost.
 """
 
 import torch
@@ -17,12 +18,12 @@ def check_ladder(ladder: Tensor, space: ChunkSpace) -> None:
             f"the ladder has {ladder.numel()} levels, a chunk has {horizons.pred} actions: "
             f"give one level per action"
         )
-    is_past = torch.arange(horizons.pred) < horizons.past
-    if not ((ladder > 0) ^ is_past).all() or not (ladder[1:] >= ladder[:-1]).all():
+    is_decided = torch.arange(horizons.pred) < space.n_decided
+    if not ((ladder > 0) ^ is_decided).all() or not (ladder[1:] >= ladder[:-1]).all():
         levels = [round(level, 4) for level in ladder.tolist()]
         raise ValueError(
-            f"the ladder is {levels}, it must be positive, 0 for the {horizons.past} past actions, "
-            f"and must not fall"
+            f"the ladder is {levels}, it must be positive, 0 for the {space.n_decided} actions "
+            f"that are decided, and must not fall"
         )
 
 
@@ -34,15 +35,23 @@ def _geometric(n: int, first: float, last: float) -> Tensor:
     return first ** (1 - ramp) * last**ramp
 
 
+def _n_open(space: ChunkSpace) -> int:
+    """Actions that are not decided."""
+    return space.horizons.pred - space.n_decided
+
+
+def _after_decided(space: ChunkSpace, levels: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(space.n_decided), levels])
+
+
 def flat(space: ChunkSpace, *, sigma: float) -> Tensor:
-    """One level for all actions from now on.
+    """One level for all actions that are not decided.
 
     Args:
         space: of the chunks.
         sigma: their level.
     """
-    n_past = space.horizons.past
-    return torch.cat([torch.zeros(n_past), torch.full((space.horizons.future,), float(sigma))])
+    return _after_decided(space, torch.full((_n_open(space),), float(sigma)))
 
 
 def by_chunk(space: ChunkSpace, *, front_sigma: float, sigma_max: float) -> Tensor:
@@ -58,11 +67,11 @@ def by_chunk(space: ChunkSpace, *, front_sigma: float, sigma_max: float) -> Tens
     Raises:
         ValueError: front_sigma is not positive or exceeds sigma_max.
     """
-    horizons = space.horizons
-    n_chunks = horizons.future // horizons.action
-    chunk = torch.arange(horizons.future) // horizons.action
+    n_open, n_executed = _n_open(space), space.horizons.action
+    n_chunks = max(1, n_open // n_executed)
+    chunk = torch.arange(n_open) // n_executed
     levels = _geometric(n_chunks, front_sigma, sigma_max)[chunk.clamp(max=n_chunks - 1)]
-    return torch.cat([torch.zeros(horizons.past), levels])
+    return _after_decided(space, levels)
 
 
 def by_action(space: ChunkSpace, *, front_sigma: float, sigma_max: float) -> Tensor:
@@ -70,11 +79,10 @@ def by_action(space: ChunkSpace, *, front_sigma: float, sigma_max: float) -> Ten
 
     Args:
         space: of the chunks.
-        front_sigma: level of the action for now.
+        front_sigma: level of the first action that is not decided.
         sigma_max: level of the last.
 
     Raises:
         ValueError: front_sigma is not positive or exceeds sigma_max.
     """
-    levels = _geometric(space.horizons.future, front_sigma, sigma_max)
-    return torch.cat([torch.zeros(space.horizons.past), levels])
+    return _after_decided(space, _geometric(_n_open(space), front_sigma, sigma_max))

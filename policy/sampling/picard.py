@@ -66,7 +66,7 @@ class Picard:
 
     def shift(self, carry: Carry, n_executed: int) -> Carry:
         """The same carry: the next chunk does not depend on it."""
-        return carry
+        return self._sequential.shift(carry, n_executed)
 
     def __call__(
         self, denoiser: Denoiser, cond: Tensor, carry: Carry, generator: Generator

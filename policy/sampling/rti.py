@@ -17,8 +17,9 @@ Differences from the papers:
    outdated plan at the same number of calls.
 2. It is shifted by the actions executed, not by one.
 3. The appended end starts from full noise instead of a repeated last action.
-4. Discrete elements keep nothing of the old chunk: they restart as pure noise, of the level of
-   their action, so that a gripper may change its mind.
+4. Discrete elements keep nothing of the old chunk, so that a gripper may change its mind: their
+   guess is what one call from full noise expects of them, noised to the level of their action.
+   RTI-DP scales them down, or clips them, until a flip is near.
 
 Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` condition size.
 """
@@ -29,8 +30,8 @@ import torch
 from torch import Tensor
 
 from policy.diffusion.noise import randn
-from policy.diffusion.schedule import karras_path
-from policy.sampling.carry import UNKNOWN, check_carry, constants, shift_left
+from policy.diffusion.schedule import check_path, karras_path
+from policy.sampling.carry import UNKNOWN, check_carry, constants, moved, without_past
 from policy.sampling.descent import Descent
 from policy.sampling.ladder import check_ladder
 from policy.sampling.sequential import Sequential
@@ -51,6 +52,7 @@ class RTI:
         sigma_min: float,
         rho: float,
         n_committed: int = 0,
+        redraw_discrete: bool = True,
         guidance: Towards | None = None,
     ):
         """A sampler.
@@ -65,25 +67,33 @@ class RTI:
                 `policy.sampling.ladder.flat`.
             sigma_min: last level before 0.
             rho: spacing of the levels, as of `policy.diffusion.schedule.karras`.
-            n_committed: first actions from now on that are executed as the last chunk has them;
-                past ones are facts in any case.
-            guidance: towards the last chunk, or none.
+            n_committed: actions that are executed as the last chunk has them, besides those that
+                are decided already (past ones, and those executed while a chunk is computed).
+            redraw_discrete: whether discrete elements, where there are any, are guessed anew, at
+                the price of one call; if not they are kept and noised as all others.
+            guidance: towards the last chunk, or none. Discrete elements are not guided.
 
         Raises:
             ValueError: a level was not trained or exceeds full noise, or more actions are
                 committed than are known.
         """
         first_chunk = first(space=space)
+        check_path(n_steps, sigma_min=sigma_min, rho=rho)
         horizons = space.horizons
-        known = horizons.future - horizons.action
+        known = horizons.pred - horizons.action - space.n_decided
+        if known < 1:
+            raise ValueError(
+                f"of {horizons.future} actions {horizons.action} are executed before the next "
+                f"chunk, so nothing would be known of it: execute fewer"
+            )
         if not 0 <= n_committed <= known:
             raise ValueError(
-                f"n_committed is {n_committed}: of {horizons.future} actions, {known} are known "
-                f"after {horizons.action} were executed: give 0 to {known}"
+                f"n_committed is {n_committed}, {known} actions of the last chunk are known and "
+                f"not decided when the next one begins: give 0 to {known}"
             )
         levels = restart(space)
         check_ladder(levels, space)
-        lowest, highest = float(levels[horizons.past]), float(levels[-1])
+        lowest, highest = float(levels[space.n_decided]), float(levels[-1])
         if not sigma_min <= lowest <= highest <= first_chunk.sigmas[0] * (1 + 1e-6):
             raise ValueError(
                 f"the restart levels are {lowest:g} to {highest:g}, they must be from sigma_min "
@@ -93,12 +103,14 @@ class RTI:
         self.space, self.first, self.descent = space, first_chunk, descent
         self.n_steps, self.restart = n_steps, tuple(levels.tolist())
         self.sigma_min, self.rho = sigma_min, rho
-        self.n_committed, self.guidance = n_committed, guidance
+        self.n_fixed = space.n_decided + n_committed
+        self.redraws = redraw_discrete and bool(space.discrete)
+        self.guidance = guidance
 
     @property
     def nfe(self) -> int:
         """Denoiser calls per chunk."""
-        return self.descent.nfe(self.n_steps)
+        return self.descent.nfe(self.n_steps) + self.redraws
 
     @property
     def start_nfe(self) -> int:
@@ -106,16 +118,14 @@ class RTI:
         return self.first.nfe
 
     def start(self, denoiser: Denoiser, cond: Tensor, generator: Generator) -> Carry:
-        """Carry of new streams: a chunk by `first`."""
+        """Carry of new streams: a chunk by `first`, whose past is not known."""
         unknown = self.first.start(denoiser, cond, generator)
-        return self.first(denoiser, cond, unknown, generator)[1]
+        carry = self.first(denoiser, cond, unknown, generator)[1]
+        return without_past(carry, self.space)
 
     def shift(self, carry: Carry, n_executed: int) -> Carry:
         """The carry moved in time; nothing is known of its end."""
-        return carry.replace(
-            x=shift_left(carry.x, n_executed, fill=0.0),
-            sigma=shift_left(carry.sigma, n_executed, fill=UNKNOWN),
-        )
+        return moved(carry, n_executed)
 
     def __call__(
         self, denoiser: Denoiser, cond: Tensor, carry: Carry, generator: Generator
@@ -129,25 +139,38 @@ class RTI:
             generator: of all noise.
         """
         check_carry(carry, cond, self.space)
-        is_known = carry.sigma < UNKNOWN
-        if self.guidance is not None:
-            denoiser = self.guidance(denoiser, carry.x, is_known)
-        position = torch.arange(self.space.horizons.pred, device=carry.x.device)
-        is_committed = is_known & (position < self.space.horizons.past + self.n_committed)
-        restart = constants(self.restart, like=carry.x)
-        sigma = torch.where(is_known, restart, self.first.sigmas[0])
-        sigma = torch.where(is_committed, 0.0, sigma)
 
         def noise() -> Tensor:
             return randn(carry.x.shape, generator)
 
-        x = self._without_discrete(carry.x, is_committed) + sigma[..., None] * noise()
+        is_known = carry.sigma < UNKNOWN
+        position = torch.arange(self.space.horizons.pred, device=carry.x.device)
+        is_fixed = is_known & (position < self.n_fixed)
+        full = self.first.sigmas[0]
+        sigma = torch.where(is_known, constants(self.restart, like=carry.x), full)
+        sigma = torch.where(is_fixed, 0.0, sigma)
+        guess = torch.where(is_known[..., None], carry.x, 0.0)
+        if self.redraws:
+            expected = self._expected(denoiser, cond, guess, is_fixed, noise())
+            is_redrawn = self._is_discrete(guess) & ~is_fixed[..., None] & is_known[..., None]
+            guess = torch.where(is_redrawn, expected, guess)
+        x = guess + sigma[..., None] * noise()
+        if self.guidance is not None:
+            is_guided = is_known[..., None] & ~self._is_discrete(guess)
+            denoiser = self.guidance(denoiser, carry.x, is_guided)
         levels = karras_path(sigma, self.n_steps, sigma_min=self.sigma_min, rho=self.rho)
         x, _ = self.descent(denoiser, cond, x, levels, noise=noise)
         return x, Carry(x=x, sigma=torch.zeros_like(sigma))
 
-    def _without_discrete(self, x: Tensor, is_committed: Tensor) -> Tensor:
-        """The chunk with 0 for discrete elements, except in committed actions."""
+    def _expected(
+        self, denoiser: Denoiser, cond: Tensor, guess: Tensor, is_fixed: Tensor, eps: Tensor
+    ) -> Tensor:
+        """What one call from full noise expects of a chunk whose fixed actions are known."""
+        full = self.first.sigmas[0]
+        x = torch.where(is_fixed[..., None], guess, full * eps)
+        return self.descent.predict(denoiser, x, torch.where(is_fixed, 0.0, full), cond)
+
+    def _is_discrete(self, x: Tensor) -> Tensor:
+        """[Da] bool, whether an element is discrete."""
         elements = range(self.space.action_size)
-        is_kept = constants([i not in self.space.discrete for i in elements], like=x) > 0
-        return torch.where(is_kept | is_committed[..., None], x, 0.0)
+        return constants([i in self.space.discrete for i in elements], like=x) > 0

@@ -5,9 +5,9 @@ Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` conditio
 
 from torch import Tensor
 
-from policy.diffusion.noise import device_of, randn
+from policy.diffusion.noise import randn
 from policy.diffusion.schedule import check_grid
-from policy.sampling.carry import UNKNOWN, check_carry
+from policy.sampling.carry import check_carry, check_executed, nothing_known
 from policy.sampling.descent import Descent
 from policy.types import Carry, ChunkSpace, Denoiser, Generator
 
@@ -40,11 +40,11 @@ class Sequential:
 
     def start(self, denoiser: Denoiser, cond: Tensor, generator: Generator) -> Carry:
         """Carry of new streams: nothing is known of them yet."""
-        x = cond.new_zeros((len(cond), *self.space.shape), device=device_of(generator))
-        return Carry(x=x, sigma=x.new_full(x.shape[:2], UNKNOWN))
+        return nothing_known(cond, self.space)
 
     def shift(self, carry: Carry, n_executed: int) -> Carry:
         """The same carry: the next chunk does not depend on it."""
+        check_executed(carry, n_executed)
         return carry
 
     def __call__(

@@ -16,42 +16,28 @@ Differences from the paper:
 2. A stream starts with a chunk drawn from noise, noised again to the ladder, and every stream of a
    batch by itself.
 3. The appended end has the level of full noise, whatever the ladder says of its place.
-4. What is executed is clean to the network, and not clean but called noisy.
+4. What is decided is clean to the network, and not clean but called noisy: past actions, and those
+   that are executed while a chunk is computed (an inference delay).
+5. A multi-step solver begins anew at each tick: a prediction from the last observation would be
+   taken for a slope in the noise level.
 
 Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` condition size.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from policy.diffusion.noise import randn
-from policy.diffusion.schedule import karras_path
+from policy.diffusion.schedule import check_path, karras_path
 from policy.diffusion.step import History, Noise, Solver
-from policy.sampling.carry import UNKNOWN, check_carry, constants, shift_left
+from policy.sampling.carry import UNKNOWN, check_carry, constants, moved, without_past
 from policy.sampling.descent import Descent
 from policy.sampling.ladder import check_ladder
 from policy.sampling.sequential import Sequential
 from policy.types import Carry, ChunkSpace, Denoiser, Generator
-
-
-@dataclass(frozen=True)
-class StreamingCarry(Carry):
-    """A carry with the history of a multi-step solver.
-
-    Args:
-        x: [B, Tp, Da] buffer, noisy by `sigma`.
-        sigma: [B, Tp] noise level of each action.
-        last_x: [B, Tp, Da] buffer at the previous step.
-        last_x0_hat: [B, Tp, Da] prediction there.
-        last_sigma: [B, Tp] level there; 0 where there was none.
-    """
-
-    last_x: Tensor
-    last_x0_hat: Tensor
-    last_sigma: Tensor
 
 
 class Streaming:
@@ -88,9 +74,10 @@ class Streaming:
             ValueError: the ladder falls, or has a level that was not trained.
         """
         first_chunk = first(space=space)
+        check_path(n_steps, sigma_min=sigma_min, rho=rho)
         levels = ladder(space)
         check_ladder(levels, space)
-        space.check_start(float(levels[space.horizons.past]), name="the ladder")
+        space.check_start(float(levels[space.n_decided]), name="the ladder")
         if levels[-1] > first_chunk.sigmas[0] * (1 + 1e-6):
             raise ValueError(
                 f"the ladder ends at {float(levels[-1]):g}, full noise is "
@@ -112,32 +99,24 @@ class Streaming:
         """Denoiser calls of a stream's first chunk, which come before the first tick."""
         return self.first.nfe
 
-    def start(self, denoiser: Denoiser, cond: Tensor, generator: Generator) -> StreamingCarry:
+    def start(self, denoiser: Denoiser, cond: Tensor, generator: Generator) -> Carry:
         """Carry of new streams: a chunk by `first`, noised to the ladder."""
         unknown = self.first.start(denoiser, cond, generator)
         x0, _ = self.first(denoiser, cond, unknown, generator)
         sigma = constants(self.ladder, like=x0).expand(x0.shape[:2])
         x = x0 + sigma[..., None] * randn(x0.shape, generator)
-        return StreamingCarry(
-            x, sigma, torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(sigma)
-        )
+        return without_past(Carry(x, sigma), self.space)
 
-    def shift(self, carry: StreamingCarry, n_executed: int) -> StreamingCarry:
+    def shift(self, carry: Carry, n_executed: int) -> Carry:
         """The buffer moved in time; its end is full noise, drawn at the next call."""
-        return carry.replace(
-            x=shift_left(carry.x, n_executed, fill=0.0),
-            sigma=shift_left(carry.sigma, n_executed, fill=UNKNOWN),
-            last_x=shift_left(carry.last_x, n_executed, fill=0.0),
-            last_x0_hat=shift_left(carry.last_x0_hat, n_executed, fill=0.0),
-            last_sigma=shift_left(carry.last_sigma, n_executed, fill=0.0),
-        )
+        return moved(carry, n_executed)
 
     def __call__(
-        self, denoiser: Denoiser, cond: Tensor, carry: StreamingCarry, generator: Generator
-    ) -> tuple[Tensor, StreamingCarry]:
+        self, denoiser: Denoiser, cond: Tensor, carry: Carry, generator: Generator
+    ) -> tuple[Tensor, Carry]:
         """Actions [B, Tp, Da] in the network's scale, and the carry.
 
-        Those due now are samples, the later ones predictions.
+        Those due before the next chunk comes are samples, the later ones predictions.
 
         Args:
             denoiser: predicts the clean chunk.
@@ -156,11 +135,9 @@ class Streaming:
         x = torch.where(is_new[..., None], full * noise(), carry.x)
         levels = self._levels(sigma)
         descent = replace(self.descent, solver=self._solver(levels[-1] == 0))
-        last = History(carry.last_x, carry.last_x0_hat, carry.last_sigma)
-        x, last = descent(denoiser, cond, x, levels, noise=noise, history=last)
+        x, last = descent(denoiser, cond, x, levels, noise=noise)
         sigma = levels[-1]
-        actions = torch.where((sigma == 0)[..., None], x, last.x0_hat)
-        return actions, StreamingCarry(x, sigma, last.x, last.x0_hat, last.sigma)
+        return torch.where((sigma == 0)[..., None], x, last.x0_hat), Carry(x, sigma)
 
     def _levels(self, sigma: Tensor) -> list[Tensor]:
         """Levels [B, Tp] from those of the buffer to those at the end of the tick."""

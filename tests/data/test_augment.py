@@ -49,7 +49,7 @@ def test_a_signed_permutation_is_its_formula():
 def batch(n):
     state = torch.arange(n * 4.0).reshape(n, 2, 2)
     other = torch.arange(n * 2.0).reshape(n, 2, 1)
-    return Batch({"state": state, "other": other}, state + 100, torch.zeros(n, 2, dtype=bool))
+    return Batch({"state": state, "other": other}, state + 100, torch.zeros(n, 2, dtype=torch.bool))
 
 
 def test_a_window_is_mirrored_as_a_whole_or_not_at_all():

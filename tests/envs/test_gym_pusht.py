@@ -129,14 +129,14 @@ def test_the_mirror_of_the_experiment_is_a_symmetry_of_the_game():
         return mirror.fields[name](torch.from_numpy(np.asarray(values, np.float64))).numpy()
 
     for _ in range(3):
-        start = [*rng.uniform(100, 400, 2), *rng.uniform(150, 350, 2), rng.uniform(0, 6)]
+        start = [*rng.uniform(50, 100, 2), *rng.uniform(230, 330, 2), rng.uniform(0, 6)]
         seen, _ = here.reset(options={"reset_to_state": start})
         wanted = mirrored("state", seen["state"])
-        there.reset(options={"reset_to_state": start})
-        agent, block = there.get_wrapper_attr("agent"), there.get_wrapper_attr("block")
-        agent.position = wanted[:2].tolist()
-        block.angle = float(wanted[4])
-        block.position = wanted[2:4].tolist()
+        there.reset(options={"reset_to_state": mirrored("state", start)})
+        # The package turns the block about its centre of mass after placing it.
+        block = there.get_wrapper_attr("block")
+        block.angle, block.position = float(wanted[4]), wanted[2:4].tolist()
+        block.velocity, block.angular_velocity = (0, 0), 0
         there.get_wrapper_attr("space").reindex_shapes_for_body(block)
         for _ in range(10):
             action = np.clip(seen["state"][2:4] + rng.normal(0, 60, 2), 20, 490)

@@ -46,7 +46,7 @@ def test_the_chunk_is_near_what_the_observation_says():
 
 
 def test_temperature_spreads_the_choice():
-    """Two modes as good as one another: both are drawn, and only one where it is cold."""
+    """Two modes as good as one another: both are drawn; where it is cold, the best score wins."""
 
     def two_modes(x, sigma, cond):
         return torch.tanh(x / sigma[..., None] ** 2)
@@ -56,13 +56,22 @@ def test_temperature_spreads_the_choice():
     warm = anchored(space, temperature=10.0)
     x, _ = warm(two_modes, cond, warm.start(two_modes, cond, generator), generator)
     assert 0.35 < (x.mean(dim=(1, 2)) > 0).float().mean() < 0.65
+    cold = anchored(space)
+    candidates, scores = cold.candidates(two_modes, cond, torch.Generator().manual_seed(1))
+    x, _ = cold(
+        two_modes,
+        cond,
+        cold.start(two_modes, cond, generator),
+        torch.Generator().manual_seed(1),
+    )
+    assert torch.equal(x, candidates[scores.argmax(dim=0), torch.arange(200)])
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"space": ChunkSpace(SPACE.horizons, DA)}, "no anchors"),
-        ({"start_sigma": 0.01}, r"sigma_min is 0\.05 and start_sigma 0\.01"),
+        ({"start_sigma": 0.01}, r"sigma_min is 0\.05, it must be at most start_sigma \(0\.01\)"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
     ],
 )

@@ -17,9 +17,9 @@ def config(checkpoint, out, *more):
 
 def test_calls_are_counted_at_a_steady_pace_and_in_all(pillar_checkpoint, tmp_path):
     results = evaluate.run(config(pillar_checkpoint, tmp_path, "env=pillar", "sampler=rti"))
-    assert results["calls_per_action"] == 3 / 8
+    assert results["calls_per_action"] == 4 / 8  # three steps, one for the gripper
     lengths = [episode["length"] for episode in results["episodes"]]
-    calls = sum(8 + 3 * -(-length // 8) for length in lengths)
+    calls = sum(8 + 4 * -(-length // 8) for length in lengths)
     assert results["calls_per_action_in_all"] == pytest.approx(calls / sum(lengths))
 
 

@@ -6,14 +6,22 @@ from pathlib import Path
 import pytest
 
 from policy import frontier
+from policy.agent import NotFiniteError
 from policy.entry import compose_config
 from policy.frontier import name_of, read_rows
 from policy.frontier_figure import table
 
 
 def config(checkpoint, out, *more):
-    rows = "[{sampler: ddim_8, set: [grid.n_steps=2], action: 8}, {sampler: rti, action: 4}]"
-    small = ["episodes=2", "num_envs=2", "repeats=2", "reaction.episodes=2", "reaction.ticks=3"]
+    rows = "[{sampler: ddim_8, set: {grid: {n_steps: 2}}, action: 8}, {sampler: rti, action: 4}]"
+    small = [
+        "episodes=2",
+        "num_envs=2",
+        "repeats=2",
+        "reaction.episodes=2",
+        "reaction.ticks=3",
+        "reaction.samples=2",
+    ]
     overrides = [f"checkpoint={checkpoint}", "env=pillar", f"out={out}", f"suite.rows={rows}"]
     return compose_config("frontier", [*overrides, *small, *more])
 
@@ -23,14 +31,15 @@ def test_rows_files_and_going_on(pillar_checkpoint, tmp_path, capsys, monkeypatc
     results = frontier.run(config(pillar_checkpoint, out))
     first, second = json.loads((out / "frontier.json").read_text())["rows"]
     assert (first["nfe"], first["calls_per_action"]) == (2, 0.25)
-    assert (second["nfe"], second["start_nfe"], second["calls_per_action"]) == (3, 8, 0.75)
+    # Three steps, and one call for the gripper.
+    assert (second["nfe"], second["start_nfe"], second["calls_per_action"]) == (4, 8, 1.0)
     lengths = [episode[3] for episode in second["episodes"]]
     chunks = sum(-(-length // 4) for length in lengths)
-    assert second["calls_per_action_in_all"] == pytest.approx((2 * 8 + 3 * chunks) / sum(lengths))
+    assert second["calls_per_action_in_all"] == pytest.approx((2 * 8 + 4 * chunks) / sum(lengths))
     for row in (first, second):
         assert row["success_interval"][0] <= row["success"] <= row["success_interval"][1]
         assert row["latency"]["p50_ms"] <= row["latency"]["p99_ms"]
-        assert row["jump"] > 0
+        assert row["jump"] is None or row["jump"] > 0  # Untrained, an episode ends in 1 or 2 steps.
         assert len(row["reaction"]["curve"]) == 3
         assert set(row["modes"]) == {"left", "right"}
     assert (out / "frontier.png").stat().st_size > 10_000
@@ -39,7 +48,7 @@ def test_rows_files_and_going_on(pillar_checkpoint, tmp_path, capsys, monkeypatc
     def must_not(*args):
         raise AssertionError("rows that are there are not measured again")
 
-    monkeypatch.setattr(frontier.Bench, "measure", must_not)
+    monkeypatch.setattr(frontier.Rig, "measure", must_not)
     assert (
         frontier.run(config(pillar_checkpoint, out))["rows"]
         == json.loads((out / "frontier.json").read_text())["rows"]
@@ -55,8 +64,11 @@ def test_rows_files_and_going_on(pillar_checkpoint, tmp_path, capsys, monkeypatc
         ("[{action: 8}]", "needs a sampler"),
         ("[{sampler: rti, actoin: 8}]", "actoin"),
         ("[{sampler: rti, action: 99}]", "horizons.action is 99"),
-        ("[{sampler: rti, set: [restart.sigma=99.0]}]", "restart levels are 99"),
+        ("[{sampler: rti, set: {restart: {sigma: 99.0}}}]", "restart levels are 99"),
         ("[{sampler: ddim_8, action: 8, delay: 9}]", "inference_delay is 9"),
+        ("[{sampler: ddim_8, action: 4.0}]", "must be whole numbers"),
+        ("[{sampler: ddim_8, set: null}]", "must be settings"),
+        ("[{sampler: ddim_8, set: {n_stepz: 2}}]", "n_stepz"),
     ],
 )
 def test_impossible_rows_are_refused_before_anything_is_measured(
@@ -67,13 +79,65 @@ def test_impossible_rows_are_refused_before_anything_is_measured(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("reaction.ticks=2", "reaction.ticks is 2"),
+        ("repeats=0", "repeats is 0"),
+        ("reaction.first_tick=0", "reaction.first_tick is 0"),
+        ("reaction.samples=3", "reaction.samples is 3"),
+    ],
+)
+def test_settings_that_would_fail_late_are_refused(pillar_checkpoint, tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        frontier.run(config(pillar_checkpoint, tmp_path / "out", setting))
+
+
+def test_an_interrupted_run_goes_on_with_the_rows_that_are_missing(
+    pillar_checkpoint, tmp_path, monkeypatch
+):
+    measure, names = frontier.Rig.measure, []
+
+    def interrupted(rig, row):
+        names.append(row["name"])
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        return measure(rig, row)
+
+    monkeypatch.setattr(frontier.Rig, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        frontier.run(config(pillar_checkpoint, tmp_path))
+    assert (tmp_path / "frontier.txt").exists()
+    assert len(frontier.run(config(pillar_checkpoint, tmp_path))["rows"]) == 2
+    assert names[1:] == [names[1]] * 2
+
+
+def test_a_row_that_fails_is_kept_with_its_error(pillar_checkpoint, tmp_path, monkeypatch):
+    def broken(rig, agent):
+        raise NotFiniteError("a prediction is not finite")
+
+    monkeypatch.setattr(frontier.Rig, "_play", broken)
+    (first, _) = frontier.run(config(pillar_checkpoint, tmp_path))["rows"]
+    assert first["error"] == "a prediction is not finite"
+    assert "a prediction is not finite" in (tmp_path / "frontier.txt").read_text()
+    monkeypatch.undo()
+    rows = frontier.run(config(pillar_checkpoint, tmp_path))["rows"]
+    assert not any("error" in row for row in rows)
+
+
+def test_rows_without_executed_actions_take_the_trained_ones(pillar_checkpoint, tmp_path):
+    rows = "suite.rows=[{sampler: ddim_8, action: 4}, {sampler: ddim_8}]"
+    results = frontier.run(config(pillar_checkpoint, tmp_path, rows))
+    assert [row["action"] for row in results["rows"]] == [4, 8]
+
+
 def test_row_names_say_everything():
     cfg = compose_config(
         "frontier",
-        ["env=pillar", "suite.rows=[{sampler: rti, set: [n_steps=2], action: 4, delay: 1}]"],
+        ["env=pillar", "suite.rows=[{sampler: rti, set: {n_steps: 2}, action: 4, delay: 1}]"],
     )
     (row,) = read_rows(cfg)
-    assert name_of(row) == "rti n_steps=2, 4 executed late by 1"
+    assert name_of(row) == "rti n_steps=2, 4 executed, 1 late"
 
 
 def test_suites_are_readable():

@@ -35,6 +35,11 @@ def test_soft_mask_of_nothing_is_nothing():
     assert (soft_mask(torch.zeros(2, 5, dtype=torch.bool), delay=3) == 0).all()
 
 
+def each(is_known):
+    """The same for all elements of an action."""
+    return is_known[..., None].expand(*is_known.shape, DA)
+
+
 def rtc(**settings):
     values = {"delay": 2, "strength": 0.7, "max_weight": 50.0, "sigma_data": 0.5, "blend": False}
     return RealTimeChunking(**{**values, **settings})
@@ -54,7 +59,7 @@ def test_gradient_form_equals_finite_differences():
             bump[0, i, j] = h
             column = coupled(x + bump, sigma, cond) - coupled(x - bump, sigma, cond)
             expected[0, i, j] += kappa * (column / (2 * h) * pull).sum()
-    got = rtc()(coupled, target, is_known)(x, sigma, cond)
+    got = rtc()(coupled, target, each(is_known))(x, sigma, cond)
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
     assert not got.requires_grad
 
@@ -62,8 +67,33 @@ def test_gradient_form_equals_finite_differences():
 def test_guidance_weight_is_limited():
     x, sigma, cond, target = inputs()
     is_known = torch.ones(1, TP, dtype=torch.bool)
-    none = rtc(max_weight=0.0)(coupled, target, is_known)(x, sigma, cond)
+    none = rtc(max_weight=0.0)(coupled, target, each(is_known))(x, sigma, cond)
     torch.testing.assert_close(none, coupled(x, sigma, cond))
+
+
+def test_a_finite_limit_is_that_of_the_papers_velocity():
+    """min(beta, w) on the velocity is min(beta sigma, 1 + sigma^2 / sigma_data^2) on x0_hat."""
+    x, sigma, cond, target = inputs()
+    is_known = torch.ones(1, TP, dtype=torch.bool)
+    free = coupled(x, sigma, cond)
+    unlimited = rtc()(coupled, target, each(is_known))(x, sigma, cond) - free
+    limited = rtc(max_weight=2.0)(coupled, target, each(is_known))(x, sigma, cond) - free
+    torch.testing.assert_close(limited, unlimited * (2.0 * 0.8) / (1 + (0.8 / 0.5) ** 2))
+
+
+@pytest.mark.parametrize("blend", [True, False])
+def test_elements_that_are_not_known_are_not_pulled(blend):
+    x, sigma, cond, target = inputs()
+
+    def independent(x, sigma, cond):
+        return torch.tanh(x) / (1 + sigma[..., None])
+
+    is_known = torch.ones(1, TP, DA, dtype=torch.bool)
+    is_known[..., 1] = False
+    got = rtc(blend=blend)(independent, target, is_known)(x, sigma, cond)
+    plain = independent(x, sigma, cond)
+    assert torch.equal(got[..., 1], plain[..., 1])
+    assert (got[:, :2, 0] - plain[:, :2, 0]).abs().min() > 1e-4
 
 
 def test_both_forms_agree_for_independent_gaussian_actions():
@@ -75,8 +105,8 @@ def test_both_forms_agree_for_independent_gaussian_actions():
         return (0.25 * x + s**2 * cond[:, None]) / (0.25 + s**2)
 
     is_known = torch.ones(1, TP, dtype=torch.bool)
-    gradient = rtc()(gaussian, target, is_known)(x, sigma, cond)
-    blend = rtc(blend=True)(gaussian, target, is_known)(x, sigma, cond)
+    gradient = rtc()(gaussian, target, each(is_known))(x, sigma, cond)
+    blend = rtc(blend=True)(gaussian, target, each(is_known))(x, sigma, cond)
     torch.testing.assert_close(gradient, blend)
 
 
@@ -90,7 +120,7 @@ def test_clean_actions_and_unknown_ones_are_not_pulled(blend):
 
     sigma = torch.tensor([[0.0, 0.8, 0.8, 0.8]], dtype=F64)
     is_known = torch.tensor([[True, True, True, False]])
-    got = rtc(blend=blend)(independent, target, is_known)(x, sigma, cond)
+    got = rtc(blend=blend)(independent, target, each(is_known))(x, sigma, cond)
     plain = independent(x, sigma, cond)
     assert torch.equal(got[:, [0, 3]], plain[:, [0, 3]])
     assert (got[:, 1:3] - plain[:, 1:3]).abs().min() > 1e-4
@@ -99,9 +129,9 @@ def test_clean_actions_and_unknown_ones_are_not_pulled(blend):
 def test_guidance_works_where_gradients_are_off():
     x, sigma, cond, target = inputs()
     is_known = torch.ones(1, TP, dtype=torch.bool)
-    expected = rtc()(coupled, target, is_known)(x, sigma, cond)
+    expected = rtc()(coupled, target, each(is_known))(x, sigma, cond)
     with torch.no_grad():
-        got = rtc()(coupled, target, is_known)(x, sigma, cond)
+        got = rtc()(coupled, target, each(is_known))(x, sigma, cond)
     assert torch.equal(got, expected)
 
 

@@ -1,5 +1,6 @@
 """What an evaluation measures does not depend on how many episodes run side by side."""
 
+import copy
 from functools import partial
 
 import gymnasium
@@ -18,7 +19,8 @@ from policy.diffusion.schedule import karras
 from policy.diffusion.step import dpmpp_2m
 from policy.entry import compose_config, compose_sampler
 from policy.evaluate import summarise, summary_line
-from policy.play import Episode, Executor, check_delay, play
+from policy.play import Episode, Executor, play
+from policy.sampling.carry import nothing_known
 from policy.sampling.descent import Descent
 from policy.sampling.sequential import Sequential
 from policy.types import ChunkSpace
@@ -166,7 +168,44 @@ def test_idle_slots_have_no_jumps():
 @pytest.mark.parametrize("delay", [-1, 5])
 def test_impossible_delay_is_refused(delay):
     with pytest.raises(ValueError, match=f"inference_delay is {delay}"):
-        check_delay(delay, HORIZONS)
+        ChunkSpace(HORIZONS, action_size=4, inference_delay=delay)
+
+
+def test_executed_actions_begin_at_now(agent):
+    """Of a chunk that begins 3 steps ago, actions 3, 4, ... are handed out."""
+
+    class Counting:
+        nfe, start_nfe = 0, 0
+        space = ChunkSpace(Horizons(obs=2, pred=8, action=4, past=3), action_size=4)
+
+        def start(self, denoiser, cond, generator):
+            return nothing_known(cond, self.space)
+
+        def shift(self, carry, n_executed):
+            return carry
+
+        def __call__(self, denoiser, cond, carry, generator):
+            steps = torch.arange(8.0)[:, None].expand(len(cond), 8, 4)
+            return steps, carry
+
+    policy = copy.copy(agent.policy)
+    policy.horizons = Counting.space.horizons
+    counting = Agent(policy, Counting(), rows=2)
+    observation = {
+        name: np.zeros((1, 2, *field.shape), np.float32)
+        for name, field in agent.contract.observation.items()
+    }
+    chunk = counting.chunk(counting.start([0]), observation)
+    expected = policy.actions(torch.arange(3.0, 8.0)[:, None].expand(1, 5, 4))
+    assert np.array_equal(chunk, expected.numpy())
+
+
+def test_another_policys_sampler_is_refused(agent):
+    other = ChunkSpace(Horizons(obs=2, pred=8, action=4, past=1), action_size=4)
+    grid = karras(n_steps=3, sigma_min=0.01, sigma_max=20.0)
+    sampler = Sequential(space=other, grid=grid, descent=Descent(dpmpp_2m))
+    with pytest.raises(ValueError, match="1 in the past"):
+        Agent(agent.policy, sampler)
 
 
 def test_slots_that_need_no_chunk_are_left_alone(agent):

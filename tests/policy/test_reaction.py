@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from data.types import Horizons
+from data.types import Field, Horizons
 from policy.agent import Agent
 from policy.reaction import Reaction, can_displace, measure_reaction
 
@@ -17,24 +17,28 @@ LENGTH = 40
 
 
 class Place(gym.Env):
-    """An object at a place that only `displace` changes."""
+    """An object at a place that only `displace` changes, and a hand that goes where it is told."""
 
     def __init__(self):
         box = spaces.Box(-np.inf, np.inf, (1,), np.float32)
-        self.observation_space = spaces.Dict({"object": box})
+        self.observation_space = spaces.Dict({"object": box, "hand": box})
         self.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
-        self.place, self.tick = 0.0, 0
+        self.place, self.hand, self.tick = 0.0, 0.0, 0
 
     def seen(self):
-        return {"object": np.array([self.place], np.float32)}
+        return {
+            "object": np.array([self.place], np.float32),
+            "hand": np.array([self.hand], np.float32),
+        }
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.place, self.tick = float(seed or 0), 0
+        self.place, self.hand, self.tick = float(seed or 0), 0.0, 0
         return self.seen(), {}
 
     def step(self, action):
         self.tick += 1
+        self.hand = float(action[0])
         return self.seen(), 0.0, False, self.tick >= LENGTH, {}
 
     def displace(self):
@@ -42,43 +46,56 @@ class Place(gym.Env):
 
 
 class Pointer:
-    """An agent whose chunks point at the object, or did so some chunks ago."""
+    """An agent that points at a share of the object's way since its start.
 
-    def __init__(self, action, *, share=1.0):
+    Args:
+        action: Ta.
+        share: of the way.
+        pull: share of the way from the hand to there that an action goes; 1 is all of it.
+        spread: of a random factor of the way, the same for a stream's life.
+        delay: of its chunks.
+    """
+
+    inference_delay = 0
+
+    def __init__(self, action, *, share=1.0, pull=1.0, spread=0.0, delay=0):
         self.horizons = Horizons(obs=1, pred=8, action=action)
+        self.inference_delay = delay
         self.device = torch.device("cpu")
+        self.contract = SimpleNamespace(action=Field(shape=(1,)))
         self.policy = SimpleNamespace(chunk=lambda actions: actions)
-        self._share = share
+        self._share, self._pull, self._spread = share, pull, spread
 
     def start(self, seeds):
-        return SimpleNamespace(first={})
+        factors = [1 + self._spread * (-1) ** seed for seed in seeds]
+        return SimpleNamespace(first=None, factors=np.array(factors)[:, None])
 
     def shift(self, streams, n_executed):
         pass
 
     def chunk(self, streams, observation):
-        """All actions are the object's place, of which a part stays what it was at first."""
-        now = observation["object"][:, -1]
-        for slot, place in enumerate(now):
-            streams.first.setdefault(slot, place)
-        first = np.stack([streams.first[slot] for slot in range(len(now))])
-        target = self._share * now + (1 - self._share) * first
-        return np.repeat(target[:, None], 8, axis=1)
+        now, hand = observation["object"][:, -1], observation["hand"][:, -1]
+        if streams.first is None:
+            streams.first = now
+        way = self._share * streams.factors * (now - streams.first)
+        target = streams.first + way
+        return np.repeat((hand + self._pull * (target - hand))[:, None], 8, axis=1)
 
 
-def curve(action, *, delay=0, share=1.0, n_ticks=8):
-    agent = cast(Agent, Pointer(action, share=share))
-    reference = cast(Agent, Pointer(1))
+def measure(agent, reference=None, *, samples=2, n_ticks=8, first_tick=3, n=16):
     return measure_reaction(
-        agent,
-        reference,
+        cast(Agent, agent),
+        cast(Agent, reference or Pointer(1)),
         Place,
-        range(16),
-        inference_delay=delay,
-        first_tick=3,
+        range(n),
+        first_tick=first_tick,
         n_ticks=n_ticks,
-        samples=2,
+        samples=samples,
     )
+
+
+def curve(action, **settings):
+    return measure(Pointer(action, **settings))
 
 
 def test_a_decision_per_tick_answers_at_once():
@@ -104,29 +121,48 @@ def test_an_answer_may_be_a_part():
     assert measured.interval(0) == pytest.approx((0.3, 0.3))
 
 
+def test_following_ones_own_answer_is_no_further_answer():
+    """Agent and reference go a fifth of the way at each step, the agent with 30 % of the change."""
+    slow = Pointer(1, share=0.3, pull=0.2)
+    measured = measure(slow, Pointer(1, pull=0.2))
+    assert measured.curve() == pytest.approx([0.3] * 8)
+    assert measured.delay() is None
+
+
+@pytest.mark.parametrize("samples", [2, 8])
+def test_a_random_reference_does_not_lessen_the_answer(samples):
+    """Its factor is 0 or 2, half and half within each half of the samples of an episode."""
+    random = Pointer(1, spread=1.0)
+    if samples == 2:  # One sample a half: 0 and 2, whose product is 0 in every episode.
+        assert measure(Pointer(1), random, samples=2).curve() == [None] * 8
+    else:
+        assert measure(Pointer(1), random, samples=8).curve() == pytest.approx([1.0] * 8)
+
+
+def test_discrete_elements_are_left_out():
+    agent = Pointer(1)
+    agent.contract = SimpleNamespace(action=Field(shape=(1,), discrete=(0,)))
+    assert measure(agent).curve() == [None] * 8
+
+
 def test_interval_holds_the_share():
     rng = np.random.default_rng(0)
     wanted = rng.uniform(0.5, 2, (40, 3))
     measured = Reaction(wanted * rng.uniform(0, 1, (40, 3)), wanted)
-    low, high = measured.interval(1)
-    assert low < measured.curve()[1] < high
+    interval, share = measured.interval(1), measured.curve()[1]
+    assert interval is not None
+    assert share is not None
+    low, high = interval
+    assert low < share < high
     assert high - low < 0.4
 
 
 def test_episodes_that_have_ended_do_not_count():
-    agent = cast(Agent, Pointer(1))
-    measured = measure_reaction(
-        agent,
-        cast(Agent, Pointer(1)),
-        Place,
-        range(4),
-        inference_delay=0,
-        first_tick=LENGTH - 2,
-        n_ticks=5,
-        samples=1,
-    )
+    measured = measure(Pointer(1), first_tick=LENGTH - 2, n_ticks=5, n=4)
     assert (measured.wanted[:, :2] > 0).all()
     assert (measured.wanted[:, 2:] == 0).all()
+    assert measured.curve()[2:] == [None] * 3
+    assert measured.interval(3) is None
 
 
 def test_whether_something_can_be_displaced():

@@ -158,24 +158,60 @@ def gripper(x, sigma, cond):
     return torch.where(s > 0, torch.tanh(x / safe**2 + math.log(99) / 2), x)
 
 
+def shares_open(redraw, n=1000, closed=-1.0):
+    """Share of grippers that end open, the old plan being closed."""
+    space = ChunkSpace(SPACE.horizons, DA, discrete=(0, 1))
+    sampler = rti(0.3, space=space, redraw_discrete=redraw)
+    x, _ = sampler(
+        gripper, torch.zeros(n, 1), known(closed, n, space), torch.Generator().manual_seed(0)
+    )
+    return (x > 0).float().mean().item()
+
+
 def test_a_gripper_changes_its_mind():
-    """A discrete element is drawn anew; an ordinary one stays where the old plan was."""
-    n, closed = 1000, -1.0
-    shares = {}
-    for discrete in ((), (0, 1)):
-        space = ChunkSpace(SPACE.horizons, DA, discrete=discrete)
-        sampler = rti(0.5, space=space)
-        x, _ = sampler(
-            gripper, torch.zeros(n, 1), known(closed, n), torch.Generator().manual_seed(0)
-        )
-        shares[discrete] = (x > 0).float().mean().item()
-    # The flow keeps the order: what lies above the 1 % quantile of all noisy actions ends at 1.
+    """An observation that says open with 0.99 is followed; a kept plan hears nothing of it."""
+    # Kept: -1 + 0.3 n must pass the 1 % quantile of noisy actions, about 0.33: four deviations.
+    assert shares_open(False) < 0.01
+    # Redrawn: the guess is tanh(logit / 2) = 0.98, which 0.3 n brings below 0.33 in 1.5 %.
     normal = NormalDist()
-    border = -0.48
-    below = 0.01 * normal.cdf((border + 1) / 0.5) + 0.99 * normal.cdf((border - 1) / 0.5)
-    assert below == pytest.approx(0.01, abs=2e-4)
-    assert shares[()] == pytest.approx(1 - normal.cdf((border - closed) / 0.5), abs=0.03)
-    assert shares[(0, 1)] == pytest.approx(1 - normal.cdf(border / 0.5), abs=0.03)
+    border = 0.33
+    below = 0.01 * normal.cdf((border + 1) / 0.3) + 0.99 * normal.cdf((border - 1) / 0.3)
+    assert below == pytest.approx(0.0226, abs=0.002)
+    assert shares_open(True) > 0.95
+
+
+def test_redrawing_costs_one_call_and_only_where_something_is_discrete():
+    discrete = ChunkSpace(SPACE.horizons, DA, discrete=(1,))
+    assert rti(1.0, n_steps=3).nfe == 3
+    assert rti(1.0, n_steps=3, space=discrete).nfe == 4
+    assert rti(1.0, n_steps=3, space=discrete, redraw_discrete=False).nfe == 3
+
+
+def test_guidance_leaves_a_gripper_alone():
+    space = ChunkSpace(SPACE.horizons, DA, discrete=(1,))
+    sampler = rti(FULL, space=space, n_steps=8, guidance=guided())
+    n = 200
+    x, _ = sampler(
+        gripper, torch.zeros(n, 1), known(-1.0, n, space), torch.Generator().manual_seed(0)
+    )
+    assert (x[:, :3, 0] < -0.9).all(), "guided to the last chunk"
+    assert (x[..., 1] > 0.9).float().mean() > 0.95
+
+
+def test_a_first_chunk_invents_its_past():
+    space = ChunkSpace(Horizons(obs=1, pred=TP, action=1, past=2), action_size=DA)
+    carry = rti(1.0, space=space).start(gaussian, torch.zeros(2, 1), torch.Generator())
+    assert (carry.sigma[:, :2] == UNKNOWN).all()
+    assert (carry.sigma[:, 2:] == 0).all()
+
+
+def test_what_is_executed_during_a_delay_is_kept():
+    space = ChunkSpace(Horizons(obs=1, pred=TP, action=1), action_size=DA, inference_delay=1)
+    x, _ = rti(1.0, space=space, n_steps=3)(
+        gaussian, torch.zeros(2, 1), known(0.7, 2, space), torch.Generator().manual_seed(0)
+    )
+    assert (x[:, :1] == 0.7).all()
+    assert (x[:, 1:] != 0.7).all()
 
 
 def guided(**settings):
@@ -203,7 +239,16 @@ def test_full_blend_is_the_last_chunk():
     [
         ({"restart_sigma": 30.0}, r"restart levels are 30 to 30, .* full noise \(20\)"),
         ({"restart_sigma": 0.0001}, r"restart levels are 0\.0001"),
-        ({"restart_sigma": 1.0, "n_committed": 4}, "n_committed is 4: of 4 actions, 3 are known"),
+        ({"restart_sigma": 1.0, "n_committed": 4}, "n_committed is 4, 3 actions"),
+        ({"restart_sigma": 1.0, "n_steps": 0}, "n_steps is 0"),
+        (
+            {"restart_sigma": 1.0, "space": ChunkSpace(Horizons(1, TP, TP), DA)},
+            "nothing would be known",
+        ),
+        (
+            {"restart_sigma": 0.3, "space": ChunkSpace(Horizons(1, TP, 1), DA, sigma_min=0.5)},
+            "the restart starts at sigma 0.3, the denoiser was trained at 0.5",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -20,7 +20,7 @@ class FakeAgent:
     contract = CONTRACT
 
     def __init__(self):
-        self.seeds, self.shifts = [], []
+        self.seeds, self.shifts, self.renewed = [], [], []
 
     def start(self, seeds):
         self.seeds += list(seeds)
@@ -28,6 +28,9 @@ class FakeAgent:
 
     def shift(self, streams, n_executed):
         self.shifts.append(n_executed)
+
+    def renew(self, streams, slot):
+        self.renewed.append(slot)
 
     def chunk(self, streams, observation):
         assert observation["place"].shape == (1, 3, 2)
@@ -40,7 +43,8 @@ def test_stream_moves_on_by_the_ticks_that_passed():
     history = {"place": np.zeros((3, 2))}
     chunks = [policy(history, tick) for tick in (0, 4, 9, 29)]
     assert agent.seeds == [7]
-    assert agent.shifts == [4, 5, 8]  # Never by more than a chunk holds.
+    assert agent.shifts == [4, 5, 20]
+    assert agent.renewed == [0]  # 20 ticks are more than a chunk holds.
     assert [chunk.tick0 for chunk in chunks] == [0, 4, 9, 29]
     assert chunks[0].actions.shape == (8, 2)
     assert chunks[0].contract is CONTRACT

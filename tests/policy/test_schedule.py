@@ -9,8 +9,11 @@ from policy.diffusion.schedule import (
     cosine_vp,
     cosine_vp_index,
     cosine_vp_sigmas,
+    explicit,
     karras,
+    karras_path,
     log_uniform,
+    truncated,
 )
 
 # Levels of training indices of the cosine schedule, three digits, as published checkpoints use.
@@ -86,3 +89,31 @@ def test_more_steps_than_indices_are_refused():
         cosine_vp(98, first_index=96)
     with pytest.raises(ValueError, match="first_index 100"):
         cosine_vp(10, first_index=100)
+
+
+def test_path_of_each_element_is_its_own_grid():
+    starts = torch.tensor([[20.0, 1.0, 0.005, 0.0]])
+    path = torch.stack(karras_path(starts, 4, sigma_min=0.01, rho=7.0))[:, 0]  # [5, 4]
+    for i, start in enumerate((20.0, 1.0)):
+        grid = karras(4, sigma_min=0.01, sigma_max=start)
+        torch.testing.assert_close(path[:, i], grid, rtol=1e-4, atol=1e-6)
+    assert path[:, 2].tolist() == pytest.approx([0.005] * 4 + [0])
+    assert path[:, 3].tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("settings", [(0, 0.01, 7.0), (3, -1.0, 7.0), (3, 0.01, 0.0)])
+def test_impossible_paths_are_refused(settings):
+    n_steps, sigma_min, rho = settings
+    with pytest.raises(ValueError, match=f"n_steps is {n_steps}, sigma_min {sigma_min}"):
+        karras_path(torch.ones(1, 2), n_steps, sigma_min=sigma_min, rho=rho)
+
+
+def test_explicit_and_truncated_grids():
+    grid = explicit([20, 5, 1, 0])
+    assert grid.tolist() == [20, 5, 1, 0]
+    assert truncated(grid, sigma_start=4.0).tolist() == [4, 1, 0]
+    assert truncated(grid, sigma_start=5.0).tolist() == [5, 1, 0]
+    with pytest.raises(ValueError, match="must decrease and end in 0"):
+        explicit([1, 2, 0])
+    with pytest.raises(ValueError, match="sigma_start is 30"):
+        truncated(grid, sigma_start=30.0)

@@ -194,3 +194,10 @@ def test_heun_costs_a_second_call_in_all_steps_but_the_last():
     sample(a_sampler, 1, seeded(0), counting)
     assert calls == [3.0, 1.0, 1.0]
     assert a_sampler.nfe == 3
+
+
+def test_more_executed_actions_than_a_chunk_has_are_refused():
+    a_sampler = sampler("ddim", torch.tensor([3.0, 0.0]))
+    carry = a_sampler.start(gaussian, torch.zeros(1, 1), torch.Generator())
+    with pytest.raises(ValueError, match="5 actions were executed, a chunk has 4"):
+        a_sampler.shift(carry, 5)

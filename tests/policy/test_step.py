@@ -137,12 +137,29 @@ def test_gradients_equal_finite_differences(name):
     )
 
 
-def test_gradient_of_the_level_is_finite_at_zero():
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_gradients_of_the_levels_are_finite_at_zero(eta):
     x, x0_hat = chunk(batch=1)
     sigma = torch.tensor([[0.0, 0.5, 1.0, 2.0]], dtype=F64, requires_grad=True)
-    mean, _ = ancestral_moments(x, x0_hat, sigma, sigma / 2, eta=0.0)
-    (gradient,) = torch.autograd.grad(mean.sum(), sigma)
-    assert torch.isfinite(gradient).all()
+    sigma_next = torch.tensor([[0.0, 0.0, 0.5, 2.0]], dtype=F64, requires_grad=True)
+    mean, std = ancestral_moments(x, x0_hat, sigma, sigma_next, eta=eta)
+    gradients = torch.autograd.grad(mean.sum() + std.sum(), (sigma, sigma_next))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_gradients_of_heun_are_finite_at_zero_and_exact():
+    x, x0_hat = chunk(batch=1)
+    sigma = torch.tensor([[0.0, 0.5, 1.0, 2.0]], dtype=F64)
+    sigma_next = torch.tensor([[0.0, 0.0, 0.5, 1.0]], dtype=F64)
+
+    def f(x, x0_hat, x_next, x0_hat_next):
+        return heun(x, x0_hat, sigma, x_next, x0_hat_next, sigma_next)
+
+    tensors = [t.clone().requires_grad_() for t in (x, x0_hat, 0.7 * x, x0_hat + 0.1)]
+    assert torch.autograd.gradcheck(f, tensors)
+    levels_ = [sigma.clone().requires_grad_(), sigma_next.clone().requires_grad_()]
+    out = heun(x, x0_hat, levels_[0], 0.7 * x, x0_hat, levels_[1])
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.sum(), levels_))
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5])

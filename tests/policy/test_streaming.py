@@ -14,14 +14,15 @@ from policy.sampling.carry import UNKNOWN
 from policy.sampling.descent import Descent
 from policy.sampling.ladder import by_action, by_chunk
 from policy.sampling.sequential import Sequential
-from policy.sampling.streaming import Streaming, StreamingCarry
-from policy.types import ChunkSpace
+from policy.sampling.streaming import Streaming
+from policy.types import Carry, ChunkSpace
 
 TP, DA, STD, FULL = 8, 2, 0.2, 20.0
 
 
 def space(action):
-    return ChunkSpace(Horizons(obs=1, pred=TP, action=action), action_size=DA)
+    horizons = Horizons(obs=1, pred=TP, action=action)
+    return ChunkSpace(horizons, action_size=DA, sigma_min=0.01, sigma_max=FULL)
 
 
 def descent(solver):
@@ -53,9 +54,7 @@ def gaussian(x, sigma, cond):
 
 
 def unknown(n):
-    x = torch.zeros(n, TP, DA)
-    sigma = torch.full((n, TP), UNKNOWN)
-    return StreamingCarry(x, sigma, x, x, torch.zeros(n, TP))
+    return Carry(torch.zeros(n, TP, DA), torch.full((n, TP), UNKNOWN))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "2m"])
@@ -142,16 +141,63 @@ def test_what_is_not_due_yet_is_a_prediction():
     assert actions.abs().max() < 1.5
 
 
-def test_history_moves_with_its_actions():
-    sampler = streaming(2, n_steps=1, solver="2m")
+def test_a_multi_step_solver_does_not_take_a_change_of_scene_for_a_slope():
+    """The mean jumps from 0 to 1; what is due moves by 1 less what remains, and not beyond."""
+    n = 500
+    sampler = streaming(2, n_steps=3, solver="2m")
+    generator = torch.Generator().manual_seed(0)
+    carry = sampler.start(gaussian, torch.zeros(n, 1), generator)
+    for _ in range(3):
+        _, carry = sampler(gaussian, torch.zeros(n, 1), carry, generator)
+        carry = sampler.shift(carry, 2)
+    x, _ = sampler(gaussian, torch.ones(n, 1), carry, generator)
+    kept = STD / math.hypot(STD, 1.0)
+    # Three steps: within 0.1 of the exact flow's answer.
+    assert x[:, :2].mean().item() == pytest.approx(1 - kept, abs=0.1)
+
+
+def test_what_is_executed_during_a_delay_is_a_sample_too():
+    """Actions are 1 or -1: a late chunk must not hand out the mean of both."""
+
+    def two_modes(x, sigma, cond):
+        s = sigma[..., None]
+        return torch.where(s > 0, torch.tanh(x / torch.where(s > 0, s, 1.0) ** 2), x)
+
+    late = ChunkSpace(Horizons(obs=1, pred=TP, action=2), DA, inference_delay=2)
+    sampler = Streaming(
+        space=late,
+        first=sequential,
+        descent=descent("ddim"),
+        n_steps=3,
+        ladder=partial(by_chunk, front_sigma=1.0, sigma_max=FULL),
+        sigma_min=0.01,
+        rho=7.0,
+    )
+    cond, generator = torch.zeros(200, 1), torch.Generator().manual_seed(0)
+    carry = sampler.start(two_modes, cond, generator)
+    for _ in range(4):
+        actions, carry = sampler(two_modes, cond, carry, generator)
+        assert (actions[:, :4].abs() > 0.9).float().mean() > 0.97
+        fixed = actions[:, 2:4]
+        carry = sampler.shift(carry, 2)
+        assert torch.equal(carry.x[:, :2], fixed)
+        assert (carry.sigma[:, :2] == 0).all()
+
+
+def test_the_end_enters_at_full_noise_whatever_the_ladder_says():
+    seen = []
+
+    def looking(x, sigma, cond):
+        seen.append(sigma[0])
+        return gaussian(x, sigma, cond)
+
+    low = partial(by_chunk, front_sigma=0.5, sigma_max=5.0)
+    sampler = streaming(2, n_steps=2, ladder=low)
     cond, generator = torch.zeros(1, 1), torch.Generator().manual_seed(0)
-    carry = sampler.start(gaussian, cond, generator)
-    assert (carry.last_sigma == 0).all()
-    _, carry = sampler(gaussian, cond, carry, generator)
-    moved = sampler.shift(carry, 2)
-    assert torch.equal(moved.last_sigma[:, :6], carry.last_sigma[:, 2:])
-    assert torch.equal(moved.last_x0_hat[:, :6], carry.last_x0_hat[:, 2:])
-    assert (moved.last_sigma[:, 6:] == 0).all()
+    carry = sampler.shift(sampler.start(gaussian, cond, generator), 2)
+    seen.clear()
+    sampler(looking, cond, carry, generator)
+    assert seen[0][-2:].tolist() == [FULL, FULL]
 
 
 def test_past_actions_stay_clean():
@@ -170,10 +216,11 @@ def test_past_actions_stay_clean():
     )
     cond, generator = torch.zeros(1, 1), torch.Generator().manual_seed(0)
     carry = sampler.start(gaussian, cond, generator)
-    for _ in range(2):
+    assert (carry.sigma[:, :2] == UNKNOWN).all(), "a first chunk invents its past"
+    for call in range(2):
         before = carry.x[:, :2]
         actions, carry = sampler(gaussian, cond, carry, generator)
-        assert torch.equal(actions[:, :2], before)
+        assert torch.equal(actions[:, :2], before) == (call > 0)
         assert carry.sigma[0].tolist() == pytest.approx([0, 0, 0, 0, 1, 1])
         carry = sampler.shift(carry, 2)
         assert torch.equal(carry.x[:, :2], actions[:, 2:4])
@@ -193,10 +240,22 @@ def test_ladders():
         (lambda h: torch.tensor([2.0, 1.0] + [3.0] * 6), "must not fall"),
         (lambda h: torch.zeros(TP), "must be positive"),
         (lambda h: torch.ones(3), "the ladder has 3 levels, a chunk has 8 actions"),
-        (lambda h: torch.full((TP,), 30.0), "ends at 30, full noise is 20"),
+        (lambda h: torch.tensor([1.0] * 7 + [30.0]), "ends at 30, full noise is 20"),
         (partial(by_action, front_sigma=30.0, sigma_max=20.0), "front_sigma is 30"),
     ],
 )
 def test_impossible_ladder_is_refused(ladder, message):
     with pytest.raises(ValueError, match=message):
         streaming(2, ladder=ladder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_steps": 0}, "n_steps is 0"),
+        ({"front": 0.005}, r"the ladder starts at sigma 0\.005, the denoiser was trained at"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        streaming(2, **settings)
