@@ -128,8 +128,8 @@ class Rig:
             device=self._device,
         )
         sampler = instantiate(compose_sampler(row["sampler"], row["set"]))(space=space)
-        rows = self._cfg.rows if rows is None else rows
-        return Agent(self._policy, sampler, device=self._device, rows=rows)
+        n_rows = int(self._cfg.rows) if rows is None else rows
+        return Agent(self._policy, sampler, device=self._device, rows=n_rows)
 
     def complete(self, row: dict) -> dict:
         """A row with its executed actions, its name and its sampler's whole configuration."""
