@@ -1,5 +1,6 @@
 """What every sampler of configs/sampler does; a new one is tested by its YAML alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from data.types import Horizons
 from policy.diffusion.schedule import karras
 from policy.entry import compose_config
 from policy.types import ChunkSpace
+from policy.witness import Witness
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "sampler"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -132,11 +134,31 @@ def test_a_call_reads_no_number_back_from_the_device(name):
     """Tensors without values: whatever asks for one, to branch on it or to print it, raises."""
     sampler = built(name)
     generator = torch.Generator()
+    watched = Witness(gaussian, rows=2)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         cond = torch.zeros(2, 1)
-        carry = sampler.start(gaussian, cond, generator)
+        carry = sampler.start(watched, cond, generator)
         for _ in range(2):
-            _, carry = sampler(gaussian, cond, carry, generator)
+            _, carry = sampler(watched, cond, carry, generator)
             carry = sampler.shift(carry, 8)
         with pytest.raises(DataDependentOutputException):  # the control: this mode does raise
             bool((mode.from_tensor(torch.zeros(1)) > 0).all())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_does_not_wait_for_the_device(name):
+    anchors = SPACE.anchors
+    assert anchors is not None
+    sampler = built(name, replace(SPACE, anchors=anchors.cuda()))
+    generator = torch.Generator("cuda").manual_seed(0)
+    watched, cond = Witness(gaussian, rows=2), torch.zeros(2, 1, device="cuda")
+    carry = sampler.start(watched, cond, generator)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            _, carry = sampler(watched, cond, carry, generator)
+            carry = sampler.shift(carry, 8)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
