@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from data.types import Batch
+from data.types import Batch, Contract
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class SignedPermutation:
     offset: Sequence[float]
 
     def __post_init__(self):
-        if sorted(self.source) != list(range(len(self.source))):
+        whole = all(type(element) is int for element in self.source)
+        if not whole or sorted(self.source) != list(range(len(self.source))):
             raise ValueError(f"source is {list(self.source)}, each element must come once")
         if any(abs(sign) != 1 for sign in self.sign):
             raise ValueError(f"sign is {list(self.sign)}, give 1 or -1")
@@ -82,8 +83,7 @@ class SignedPermutation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The image of x [..., n]."""
-        if x.shape[-1] != len(self.source):
-            raise ValueError(f"x has {x.shape[-1]} elements, the mirror {len(self.source)}")
+        assert x.shape[-1] == len(self.source)
         index = torch.tensor(list(self.source), device=x.device)
         return x[..., index] * x.new_tensor(list(self.sign)) + x.new_tensor(list(self.offset))
 
@@ -93,9 +93,10 @@ class Mirror:
     """A symmetry of a task: a share of the windows is replaced by what they look like mirrored.
 
     Observations, actions, dynamics and goal must all be symmetric, or wrong motions are taught.
+    Statistics are those of the windows as they were recorded.
 
     Args:
-        fields: field name (or "action") -> its mirror; what is not named stays as it is.
+        fields: field name (or "action") -> its mirror, for all fields of the demonstrations.
         share: of the windows that are mirrored.
 
     Raises:
@@ -103,11 +104,29 @@ class Mirror:
     """
 
     fields: Mapping[str, SignedPermutation]
-    share: float = 0.5
+    share: float
 
     def __post_init__(self):
         if not 0 <= self.share <= 1:
             raise ValueError(f"share is {self.share}, it must be in 0..1")
+
+    def check(self, contract: Contract) -> None:
+        """Raise ValueError where this is no mirror of demonstrations of a contract.
+
+        A field that is not named would stay as it is, and teach wrong motions: give it its
+        identity if it looks the same in the mirror.
+        """
+        if set(self.fields) != set(contract.fields):
+            raise ValueError(
+                f"the symmetry mirrors {sorted(self.fields)}, the demonstrations have "
+                f"{sorted(contract.fields)}: name each of them, or train with symmetry=null"
+            )
+        for name, mirror in self.fields.items():
+            if contract.fields[name].shape != (len(mirror.source),):
+                raise ValueError(
+                    f"the symmetry of {name!r} has {len(mirror.source)} elements, the field has "
+                    f"shape {contract.fields[name].shape}: give as many, or symmetry=null"
+                )
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with some windows mirrored.
@@ -115,19 +134,11 @@ class Mirror:
         Args:
             batch: windows in physical units, on the generator's device.
             generator: draws which.
-
-        Raises:
-            KeyError: a named field does not exist.
         """
-        unknown = set(self.fields) - {*batch.observation, "action"}
-        if unknown:
-            raise KeyError(f"no such field: {sorted(unknown)}; there are {[*batch.observation]}")
         n = len(batch.action)
         is_mirrored = torch.rand(n, generator=generator, device=generator.device) < self.share
 
         def mirrored(name: str, x: Tensor) -> Tensor:
-            if name not in self.fields:
-                return x
             chosen = is_mirrored.view(-1, *[1] * (x.ndim - 1))
             return torch.where(chosen, self.fields[name](x), x)
 

@@ -46,7 +46,7 @@ class Horizons:
         if self.action > self.future:
             raise ValueError(
                 f"horizons.action is {self.action}, but a chunk has only {self.future} actions "
-                f"from now on: set it to at most that"
+                f"from now on (pred {self.pred}, past {self.past}): set it to at most that"
             )
 
     @property

@@ -64,7 +64,7 @@ class Executor:
         """Actions [N, Ta, Da] that are executed next.
 
         Args:
-            chunk: [N, Tp, Da] new chunks.
+            chunk: [N, Tp - past, Da] new chunks.
             slots: those that are new; the others idle. Default: all.
         """
         n, delay = self._horizons.action, self._delay

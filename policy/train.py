@@ -101,10 +101,14 @@ def prepare(cfg: DictConfig, store: EpisodeStore, out: Path) -> Run:
     learn, hold = split_episodes(store.n_episodes, cfg.holdout, seed=cfg.seed)
     dataset = WindowDataset(store, horizons, episodes=learn, device=device)
     print(f"store: {store.path}: {dataset.report}")
+    WindowOrder(len(dataset), cfg.batch_size, seed=cfg.seed)  # Refuses a batch that is too large.
     has_holdout = (store.lengths_of(hold) >= horizons.action).any()
     holdout = WindowDataset(store, horizons, episodes=hold, device=device) if has_holdout else None
     if holdout is None:
         print("no episode is held out, so there is no validation loss")
+    symmetry = instantiate(cfg.get("symmetry"))  # Runs of older programs have none.
+    if symmetry is not None:
+        symmetry.check(store.contract)
     torch.manual_seed(cfg.seed)  # of the initial weights
     normalizer = Normalizer.fit(store.contract, dataset.arrays())
     policy = assemble(cfg, store.contract, horizons, normalizer).to(device)
@@ -117,7 +121,7 @@ def prepare(cfg: DictConfig, store: EpisodeStore, out: Path) -> Run:
         ema=instantiate(cfg.ema)(policy),
         loss=instantiate(cfg.loss),
         augment=instantiate(cfg.augment),
-        symmetry=instantiate(cfg.symmetry),
+        symmetry=symmetry,
         seed=cfg.seed,
         autocast=False,
     )

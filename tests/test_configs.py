@@ -48,6 +48,11 @@ def test_targets_exist(path: Path):
         assert callable(get_object(target))
 
 
+def test_a_mistyped_experiment_is_refused():
+    with pytest.raises(HydraException, match="push_t_humn"):
+        compose_config("train", ["experiment=push_t_humn"])
+
+
 def test_a_mistyped_override_is_refused():
     with pytest.raises(HydraException, match="batchsize"):
         compose_config("train", ["batchsize=3"])

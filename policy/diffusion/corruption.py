@@ -80,13 +80,21 @@ class Mixture:
             )
         if self.max_rise <= 0:
             raise ValueError(f"max_rise is {self.max_rise}, it must be positive")
+        if self.n_past < 0:
+            raise ValueError(f"n_past is {self.n_past}, it must be at least 0")
         if not 0 <= self.past_known <= 1:
             raise ValueError(f"past_known is {self.past_known}, it must be in 0..1")
         if self.max_prefix < 1:
             raise ValueError(f"max_prefix is {self.max_prefix}, it must be at least 1")
 
     def __call__(self, batch: int, pred_horizon: int, generator: torch.Generator) -> Tensor:
-        """Levels sigma [batch, pred_horizon] >= 0 on the generator's device."""
+        """Levels sigma [batch, pred_horizon] >= 0 on the generator's device.
+
+        Raises:
+            ValueError: all actions of such a chunk lie in the past.
+        """
+        if self.n_past >= pred_horizon:
+            raise ValueError(f"n_past is {self.n_past}, a chunk has {pred_horizon} actions")
         device = generator.device
         draws = torch.rand(4, batch, 1, generator=generator, device=device)
         pattern, level, rise, length = draws

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data.augment import FeatureNoise, Mirror, SignedPermutation
-from data.types import Batch
+from data.types import Batch, Contract, Field
 
 
 def generator() -> torch.Generator:
@@ -48,8 +48,7 @@ def test_a_signed_permutation_is_its_formula():
 
 def batch(n):
     state = torch.arange(n * 4.0).reshape(n, 2, 2)
-    other = torch.arange(n * 2.0).reshape(n, 2, 1)
-    return Batch({"state": state, "other": other}, state + 100, torch.zeros(n, 2, dtype=torch.bool))
+    return Batch({"state": state}, state + 100, torch.zeros(n, 2, dtype=torch.bool))
 
 
 def test_a_window_is_mirrored_as_a_whole_or_not_at_all():
@@ -62,7 +61,6 @@ def test_a_window_is_mirrored_as_a_whole_or_not_at_all():
     ):
         assert torch.equal(after[is_mirrored], SWAP(before[is_mirrored])), name
         assert torch.equal(after[~is_mirrored], before[~is_mirrored]), name
-    assert torch.equal(got.observation["other"], given.observation["other"])
     # Four standard deviations of a binomial.
     assert abs(is_mirrored.float().mean() - 0.3) < 4 * (0.3 * 0.7 / 1000) ** 0.5
 
@@ -71,6 +69,7 @@ def test_a_window_is_mirrored_as_a_whole_or_not_at_all():
     ("settings", "message"),
     [
         (([0, 0], [1, 1], [0, 0]), "each element must come once"),
+        (([0.0, 1.0], [1, 1], [0, 0]), "each element must come once"),
         (([0, 1], [1, 2], [0, 0]), "give 1 or -1"),
         (([0, 1], [1, 1], [0]), "one of each per element"),
     ],
@@ -83,7 +82,22 @@ def test_impossible_permutations_are_refused(settings, message):
 def test_impossible_mirrors_are_refused():
     with pytest.raises(ValueError, match="share is 2"):
         Mirror({}, share=2)
-    with pytest.raises(KeyError, match="no such field"):
-        Mirror({"camera": SWAP})(batch(2), generator())
-    with pytest.raises(ValueError, match="x has 1 elements, the mirror 2"):
-        Mirror({"other": SWAP})(batch(2), generator())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"state": SWAP}, r"mirrors \['state'\], the demonstrations have \['action', 'state'\]"),
+        ({"state": SWAP, "action": SWAP, "camera": SWAP}, "name each of them"),
+        ({"state": SWAP, "action": SWAP}, r"'action' has 2 elements, the field has shape \(3,\)"),
+    ],
+)
+def test_a_mirror_of_other_demonstrations_is_refused(fields, message):
+    contract = Contract({"state": Field((2,))}, Field((3,)), 0.1)
+    with pytest.raises(ValueError, match=message):
+        Mirror(fields, share=0.5).check(contract)
+
+
+def test_a_mirror_of_these_demonstrations_is_accepted():
+    contract = Contract({"state": Field((2,))}, Field((2,)), 0.1)
+    Mirror({"state": SWAP, "action": SWAP}, share=0.5).check(contract)

@@ -112,11 +112,17 @@ def test_same_generator_state_same_levels():
         ({"max_rise": 0.0}, "max_rise is 0"),
         ({"max_prefix": 0}, "max_prefix is 0"),
         ({"past_known": 1.5}, "past_known is 1"),
+        ({"n_past": -1}, "n_past is -1"),
     ],
 )
 def test_impossible_mixtures_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         mixture(**changes)
+
+
+def test_a_chunk_that_lies_in_the_past_is_refused():
+    with pytest.raises(ValueError, match="n_past is 16, a chunk has 16"):
+        draw(mixture(n_past=16))
 
 
 def test_impossible_range_is_refused():
