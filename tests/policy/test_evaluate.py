@@ -4,9 +4,13 @@ import errno
 import os
 
 import pytest
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
 from policy import evaluate
+from policy.checkpoint import load
 from policy.entry import compose_config
+from policy.train import prepare
 
 
 def config(checkpoint, out, *more):
@@ -45,3 +49,11 @@ def test_another_task_is_pointed_out(pillar_checkpoint, tmp_path, capsys):
 def test_a_delay_longer_than_a_plan_is_refused(pillar_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="inference_delay is 9"):
         evaluate.run(config(pillar_checkpoint, tmp_path, "env=pillar", "inference_delay=9"))
+
+
+def test_a_run_of_an_older_program_can_be_resumed(pillar_checkpoint, tmp_path):
+    """Its configuration has no symmetry."""
+    config = {k: v for k, v in load(pillar_checkpoint).config.items() if k != "symmetry"}
+    cfg = OmegaConf.create(config)
+    assert isinstance(cfg, DictConfig)
+    assert prepare(cfg, instantiate(cfg.store), tmp_path).trainer.symmetry is None
