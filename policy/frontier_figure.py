@@ -119,4 +119,5 @@ def _scatter(
     axes.set_ylim(-0.03, 1.03)
     axes.set_ylabel("success")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    if rows:
+        axes.legend(fontsize=7)
