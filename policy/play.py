@@ -1,5 +1,7 @@
 """Episodes of an agent in many environments side by side."""
 
+import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +47,8 @@ class Executor:
     chunk B               b0 b1 b2 b3 b4 b5      Ta = 4, delay 2: b0 and b1 come too late
     executed  a0 a1 a2 a3 a4 a5 b2 b3
 
+    An episode's first chunk is waited for. A delay may exceed Ta: several chunks are on their way.
+
     Args:
         horizons: predicted and executed steps.
         inference_delay: steps that a chunk is late.
@@ -52,13 +56,15 @@ class Executor:
 
     def __init__(self, horizons: Horizons, inference_delay: int):
         self._horizons, self._delay = horizons, inference_delay
-        self._fresh: set[int] = set()
-        self._last: np.ndarray | None = None
+        self._n_on_the_way = math.ceil(inference_delay / horizons.action)
+        self._chunks: deque[np.ndarray] = deque(maxlen=self._n_on_the_way + 1)  # newest first
+        self._ages: dict[int, int] = {}  # chunks of a slot's episode before the newest
+        self._newest = np.empty(0)
         self.jumps: list[np.ndarray] = []  # each [n, Da], a new plan against the last at its begin
 
     def restart(self, slot: int) -> None:
         """The next chunk in a slot is its first, and in time."""
-        self._fresh.add(slot)
+        self._ages[slot] = -1
 
     def actions(self, chunk: np.ndarray, slots: Sequence[int] | None = None) -> np.ndarray:
         """Actions [N, Ta, Da] that are executed next.
@@ -68,15 +74,21 @@ class Executor:
             slots: those that are new; the others idle. Default: all.
         """
         n, delay = self._horizons.action, self._delay
+        playing = range(len(chunk)) if slots is None else slots
+        for slot in playing:
+            self._ages[slot] = self._ages.get(slot, -1) + 1
+        later = [slot for slot in playing if self._ages[slot] > 0]
+        if later and n + delay < self._horizons.future:
+            last = self._newest[later, n + delay]
+            self.jumps.append(chunk[later, delay] - last)
+        self._newest = chunk
+        self._chunks.appendleft(chunk)
         actions = chunk[:, :n].copy()
-        if self._last is not None:
-            playing = range(len(chunk)) if slots is None else slots
-            late = [slot for slot in playing if slot not in self._fresh]
-            if n + delay < self._horizons.future:
-                self.jumps.append(chunk[late, delay] - self._last[late, n + delay])
-            actions[late, :delay] = self._last[late, n : n + delay]
-        self._fresh.clear()
-        self._last = chunk
+        for slot in later:
+            for step in range(n):
+                # The newest chunk that has arrived by this step was asked for so many chunks ago.
+                ago = min(max(0, math.ceil((delay - step) / n)), self._ages[slot])
+                actions[slot, step] = self._chunks[ago][slot, ago * n + step]
         return actions
 
 

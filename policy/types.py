@@ -66,7 +66,7 @@ class ChunkSpace:
         return self.horizons.past + self.inference_delay
 
     def __post_init__(self):
-        longest = min(self.horizons.action, self.horizons.future - self.horizons.action)
+        longest = self.horizons.future - self.horizons.action
         if not 0 <= self.inference_delay <= longest:
             raise ValueError(
                 f"inference_delay is {self.inference_delay}, with {self.horizons.action} of "

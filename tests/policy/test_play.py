@@ -158,6 +158,18 @@ def test_late_chunks_are_executed_from_where_they_begin():
     assert [jump.item() for jump in executor.jumps] == [96, 96]
 
 
+def test_several_chunks_may_be_on_their_way():
+    """Ta = 1, delay 2: each chunk is executed at its third action, the first one until then."""
+    executor = Executor(Horizons(obs=1, pred=8, action=1), 2)
+    executor.restart(0)
+    chunks = [100.0 * i + np.arange(8.0).reshape(1, 8, 1) for i in range(5)]
+    executed = [executor.actions(chunk)[0, 0, 0] for chunk in chunks]
+    assert executed == [0, 1, 2, 102, 202]
+    executor.restart(0)
+    assert executor.actions(chunks[3])[0, 0, 0] == 300
+    assert executor.actions(chunks[4])[0, 0, 0] == 301
+
+
 def test_idle_slots_have_no_jumps():
     executor = Executor(HORIZONS, 0)
     executor.actions(np.zeros((2, 8, 1)), [0, 1])
