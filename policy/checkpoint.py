@@ -11,22 +11,16 @@ name is complete whatever interrupts the program. Sizes and SHA-256 of its files
 anything is used.
 """
 
-import errno
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import load as tensors_of
-from safetensors.torch import save as bytes_of
-from torch import Tensor, nn
+from torch import Tensor
 
-from data.normalize import Normalizer
 from data.types import CONTRACT_VERSION, Contract, Horizons
-from policy.durable import point, write_folder
-from policy.state_tree import State, flatten, unflatten
+from policy.state_tree import State, unflatten
 
 FORMAT_VERSION = 1
 META = "checkpoint.json"
@@ -88,104 +82,9 @@ class LoadedCheckpoint:
         return self.path.parent.parent
 
 
-def save(
-    run_dir: Path,
-    *,
-    step: int,
-    policy: nn.Module,
-    contract: Contract,
-    horizons: Horizons,
-    config: Mapping,
-    trainer: State,
-    seconds: float,
-    store_digest: str,
-    versions: Mapping[str, str],
-    keep: int,
-) -> Path:
-    """Write a checkpoint and remove older ones.
-
-    Args:
-        run_dir: folder of the run.
-        step: optimiser steps taken.
-        policy: with the averaged weights and, as `normalizer`, the statistics.
-        contract: of the policy.
-        horizons: of the policy.
-        config: resolved configuration, JSON values only.
-        trainer: nested state to go on from: tensors, scalars, lists, tuples and dicts.
-        seconds: of training so far.
-        store_digest: of the demonstrations.
-        versions: of the programs.
-        keep: newest checkpoints that stay, this one included.
-
-    Returns:
-        Folder of the checkpoint.
-
-    Raises:
-        CheckpointError: it could not be written; the earlier ones are as they were.
-        ValueError: `keep` is less than 1.
-    """
-    if keep < 1:
-        raise ValueError(f"keep is {keep}, at least 1 checkpoint must stay")
-    normalizer = policy.get_submodule("normalizer")
-    assert isinstance(normalizer, Normalizer)
-    trainer_tensors, trainer_rest = flatten(trainer)
-    contents = {
-        POLICY: _to_bytes(policy.state_dict()),
-        TRAINER: _to_bytes(trainer_tensors),
-        TRAINER_META: json.dumps(trainer_rest).encode(),
-    }
-    meta = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "seconds": seconds,
-        "weights": "ema",
-        "contract": replace(contract, horizons=horizons, statistics=normalizer.digest()).to_json(),
-        "store_digest": store_digest,
-        "versions": dict(versions),
-        "files": {name: _fingerprint(content) for name, content in contents.items()},
-        "config": config,
-    }
-    contents[META] = (json.dumps(meta, indent=2) + "\n").encode()
-    folder = run_dir / "checkpoints"
-    place = folder / f"step_{step:08d}"
-    try:
-        write_folder(place, contents)
-        point(folder / "last", place.name)
-    except OSError as error:
-        raise _write_failure(place, error, sum(map(len, contents.values()))) from error
-    _prune(folder, place, keep=keep)
-    return place
-
-
-def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    return bytes_of({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
-
-
-def _fingerprint(content: bytes) -> dict[str, int | str]:
+def fingerprint_of(content: bytes) -> dict[str, int | str]:
+    """Size and SHA-256 of a file's content."""
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _go_on(place: Path) -> str:
-    """What to do once a checkpoint can be written again."""
-    earlier = sorted(p.name for p in place.parent.glob("step_*"))
-    return f"resume from {earlier[-1]}" if earlier else "start again: there is no earlier one"
-
-
-def _write_failure(place: Path, error: OSError, size: int) -> CheckpointError:
-    fix = f"see whether {place.parent} can be written"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        fix = f"make room for {size / 1e6:.0f} MB, and {_go_on(place)}"
-    return CheckpointError(
-        f"the checkpoint {place} could not be written ({error.strerror or error})",
-        code="C003",
-        fix=fix,
-    )
-
-
-def _prune(folder: Path, newest: Path, *, keep: int) -> None:
-    others = sorted((p for p in folder.glob("step_*") if p != newest), reverse=True)
-    for old in (*others[keep - 1 :], *folder.glob(".step_*")):
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def resolve(path: Path | str) -> Path:
@@ -310,7 +209,7 @@ def _read_file(loaded: LoadedCheckpoint, name: str) -> bytes:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing", code="C003", fix=_another(loaded.path))
     content = file.read_bytes()
-    for entry, found in _fingerprint(content).items():
+    for entry, found in fingerprint_of(content).items():
         if found != expected.get(entry):
             raise CheckpointError(
                 f"{file} is damaged: its {entry} is {found}, written was {expected.get(entry)}",

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.normalize import Normalizer
 from data.types import Contract, Field, Horizons
 from policy.build import assemble
-from policy.checkpoint import save
+from policy.checkpoint_save import save
 from policy.diffusion.schedule import cosine_vp_sigmas
 from policy.diffusion_policy_layout import N_GROUPS, ForeignPolicy, from_diffusion_policy
 from policy.entry import entry, out_dir

@@ -27,7 +27,8 @@ from data.store import EpisodeStore
 from data.types import Horizons
 from policy.budget import Budget, learning_rate_scale
 from policy.build import TRAINING_MODULES, assemble, check_targets
-from policy.checkpoint import load, load_trainer, save
+from policy.checkpoint import load, load_trainer
+from policy.checkpoint_save import save
 from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
 from policy.interruption import Interruption

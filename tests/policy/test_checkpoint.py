@@ -15,8 +15,9 @@ from torch import nn
 
 from data.normalize import Normalizer
 from data.types import Contract, Field, Horizons
-from policy.checkpoint import CheckpointError, load, load_trainer, resolve, save
+from policy.checkpoint import CheckpointError, load, load_trainer, resolve
 from policy.checkpoint_doctor import examine_checkpoint
+from policy.checkpoint_save import save
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("checkpoint.json", "policy.safetensors", "trainer.safetensors", "trainer.json")

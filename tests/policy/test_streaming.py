@@ -34,9 +34,10 @@ def sequential(space, n_steps=6, solver="ddim"):
     return Sequential(space=space, grid=grid, descent=descent(solver))
 
 
-def streaming(action, n_steps=6, solver="ddim", ladder=None, front=1.0, head_solver=None):
+def streaming(chunks, n_steps=6, solver="ddim", ladder=None, front=1.0, head_solver=None):
+    """A sampler of the given chunks, or of those of which so many actions are executed."""
     return Streaming(
-        space=space(action),
+        space=space(chunks) if isinstance(chunks, int) else chunks,
         first=sequential,
         descent=descent(solver),
         n_steps=n_steps,
@@ -164,15 +165,7 @@ def test_what_is_executed_during_a_delay_is_a_sample_too():
         return torch.where(s > 0, torch.tanh(x / torch.where(s > 0, s, 1.0) ** 2), x)
 
     late = ChunkSpace(Horizons(obs=1, pred=TP, action=2), DA, inference_delay=2)
-    sampler = Streaming(
-        space=late,
-        first=sequential,
-        descent=descent("ddim"),
-        n_steps=3,
-        ladder=partial(by_chunk, front_sigma=1.0, sigma_max=FULL),
-        sigma_min=0.01,
-        rho=7.0,
-    )
+    sampler = streaming(late, n_steps=3)
     cond, generator = torch.zeros(200, 1), torch.Generator().manual_seed(0)
     carry = sampler.start(two_modes, cond, generator)
     for _ in range(4):
@@ -205,15 +198,7 @@ def test_past_actions_stay_clean():
     assert by_chunk(later, front_sigma=0.5, sigma_max=8.0).tolist() == pytest.approx(
         [0, 0, 0.5, 0.5, 8, 8]
     )
-    sampler = Streaming(
-        space=later,
-        first=sequential,
-        descent=descent("ddim"),
-        n_steps=2,
-        ladder=partial(by_chunk, front_sigma=1.0, sigma_max=FULL),
-        sigma_min=0.01,
-        rho=7.0,
-    )
+    sampler = streaming(later, n_steps=2)
     cond, generator = torch.zeros(1, 1), torch.Generator().manual_seed(0)
     carry = sampler.start(gaussian, cond, generator)
     assert (carry.sigma[:, :2] == UNKNOWN).all(), "a first chunk invents its past"
