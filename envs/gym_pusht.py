@@ -9,6 +9,7 @@ Source: Chi et al., "Diffusion Policy", RSS 2023, section V-C.
 """
 
 import os
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -46,7 +47,8 @@ def make(render_mode: str | None = None) -> gymnasium.Env:
         raise ImportError(
             "env=gym_pusht needs the package gym-pusht: pip install -e '.[pusht]'"
         ) from error
-    env = gymnasium.make("gym_pusht/PushT-v0", render_mode=render_mode, disable_env_checker=True)
+    spec = replace(gymnasium.spec("gym_pusht/PushT-v0"), entry_point="envs.gym_pusht_game:Game")
+    env = gymnasium.make(spec, render_mode=render_mode, disable_env_checker=True)
     # The package promises 0..512, but a hard push takes agent and block a few pixels outside.
     unbounded = gymnasium.spaces.Box(-np.inf, np.inf, (5,), np.float64)
     env = gymnasium.wrappers.TransformObservation(env, _unchanged, unbounded)

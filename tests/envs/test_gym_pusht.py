@@ -46,6 +46,29 @@ def test_episode_depends_on_the_seed_alone():
         np.testing.assert_array_equal(again[1], fresh[seed - 3][1])
 
 
+def test_rewards_do_not_depend_on_the_order_of_a_set(monkeypatch):
+    """The package unites the block's shapes in the order of a set, that of memory addresses."""
+    pymunk = pytest.importorskip("pymunk")
+    env, rewards = gym_pusht.make(), {}
+    raw: Any = env.unwrapped
+    for order in (1, -1):
+        in_order = property(lambda body, order=order: sorted(body._shapes, key=_area)[::order])
+        monkeypatch.setattr(pymunk.Body, "shapes", in_order)
+        rng, rewards[order] = np.random.default_rng(0), []
+        for _ in range(50):
+            env.reset(seed=0)
+            raw.agent.position = (30.0, 30.0)
+            raw.block.angle = rng.uniform(0, 6)
+            raw.block.position = tuple(rng.uniform(200, 300, 2).tolist())
+            rewards[order].append(env.step(np.array([30.0, 30.0], np.float32))[1])
+    assert rewards[1] == rewards[-1]
+    assert len(set(rewards[1])) > 25
+
+
+def _area(shape):
+    return shape.area
+
+
 def test_contract_agrees_with_that_of_the_published_store():
     env = Contract.from_json(gym_pusht.make().metadata["contract"])
     config = OmegaConf.load(ROOT / "configs/store/push_t_human.yaml")
