@@ -37,14 +37,11 @@ def assemble(
     Raises:
         ValueError: a size does not fit, or the encoder cannot take a field.
     """
-    images = [name for name, field in contract.observation.items() if field.is_image]
-    if images:
-        raise ValueError(
-            f"the fields {images} are images, which no encoder here takes yet: give the store a "
-            f"contract without them (store=NAME, as configs/store/push_t_human.yaml)"
-        )
-    feature_sizes = {name: normalizer.size(name) for name in contract.observation}
-    encoder = instantiate(cfg.encoder)(feature_sizes=feature_sizes, obs_horizon=horizons.obs)
+    feature_shapes = {
+        name: field.shape if field.is_image else (normalizer.size(name),)
+        for name, field in contract.observation.items()
+    }
+    encoder = instantiate(cfg.encoder)(feature_shapes=feature_shapes, obs_horizon=horizons.obs)
     net = instantiate(cfg.net)(
         action_size=contract.action.size,
         cond_size=encoder.cond_size,

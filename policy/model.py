@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from data.normalize import Normalizer
 from data.types import Contract, Horizons
 from policy.diffusion.precond import Preconditioning
+from policy.types import Denoiser
 
 
 class DiffusionPolicy(nn.Module):
@@ -29,7 +30,7 @@ class DiffusionPolicy(nn.Module):
         """A policy.
 
         Args:
-            encoder: field name -> [B, To, F] normalised features, to cond [B, C].
+            encoder: field name -> [B, To, ...] normalised features, to cond [B, C].
             net: x [B, Tp, Da], c_noise [B, Tp], cond [B, C] -> raw output [B, Tp, Da].
             preconditioning: what the raw output means.
             normalizer: between physical units and the network's scale.
@@ -52,6 +53,41 @@ class DiffusionPolicy(nn.Module):
         c = self.preconditioning(sigma)
         raw = self.net(c.c_in[..., None] * x, c.c_noise, cond)
         return c.c_skip[..., None] * x + c.c_out[..., None] * raw
+
+    def at(self, sigma: Tensor) -> Denoiser:
+        """The denoiser for chunks at given levels; what depends on them alone is computed once.
+
+        A network may have `at(c_noise [Tp])`, which gives `f(x, cond)`; others are called as usual.
+        The denoiser ignores the levels that it is called with.
+
+        Args:
+            sigma: [Tp] >= 0, the same in all samples.
+        """
+        c = self.preconditioning(sigma)
+        net = self.net.at(c.c_noise) if hasattr(self.net, "at") else None
+
+        def denoise(x: Tensor, _: Tensor, cond: Tensor) -> Tensor:
+            scaled = c.c_in[:, None] * x
+            raw = (
+                self.net(scaled, c.c_noise.expand(len(x), -1), cond)
+                if net is None
+                else net(scaled, cond)
+            )
+            return c.c_skip[:, None] * x + c.c_out[:, None] * raw
+
+        return denoise
+
+    def penalty(self, sigma: Tensor) -> Tensor:
+        """What the network asks for beside a small error in training, a scalar; mostly 0.
+
+        A network may have `penalty(c_noise [B, Tp])`, such as the balance of a mixture's load.
+
+        Args:
+            sigma: [B, Tp] >= 0, levels of the batch.
+        """
+        if not hasattr(self.net, "penalty"):
+            return sigma.new_zeros(())
+        return self.net.penalty(self.preconditioning(sigma).c_noise)
 
     def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Condition [B, C] of an observation; once per chunk. For errors see `features`.

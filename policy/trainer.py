@@ -6,7 +6,7 @@ that was killed and resumed does what an uninterrupted one does.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,14 @@ from policy.model import DiffusionPolicy
 from policy.state_tree import State
 
 # Streams of random numbers that must not coincide.
-ORDER, NOISE, VALIDATION = range(3)
+ORDER, NOISE, VALIDATION, LAYERS = range(4)
+
+
+def hashed(seed: int, *, purpose: int, count: int) -> int:
+    """A seed for the `count`-th use of one purpose in a run; for the arguments see `seeded`."""
+    # A hash, because the CPU's generator takes in the low 32 bits of a seed only.
+    key = hashlib.blake2b(f"{seed} {purpose} {count}".encode(), digest_size=8).digest()
+    return int.from_bytes(key, "little")
 
 
 def seeded(seed: int, *, purpose: int, count: int, device: torch.device | str) -> torch.Generator:
@@ -29,13 +36,11 @@ def seeded(seed: int, *, purpose: int, count: int, device: torch.device | str) -
 
     Args:
         seed: of the run.
-        purpose: ORDER, NOISE or VALIDATION.
+        purpose: ORDER, NOISE, VALIDATION or LAYERS.
         count: step or epoch.
         device: of the generator.
     """
-    # A hash, because the CPU's generator takes in the low 32 bits of a seed only.
-    key = hashlib.blake2b(f"{seed} {purpose} {count}".encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(key, "little"))
+    return torch.Generator(device).manual_seed(hashed(seed, purpose=purpose, count=count))
 
 
 class WindowOrder:
@@ -114,7 +119,11 @@ class Trainer:
         generator = seeded(self.seed, purpose=NOISE, count=self.step_count, device=self.device)
         if self.symmetry is not None:
             batch = self.symmetry(batch, generator)
-        loss = self._loss(self.policy, batch, generator, augment=self.augment)
+        # Layers with chance of their own (dropout, routing) draw from torch's global generator.
+        torch.manual_seed(hashed(self.seed, purpose=LAYERS, count=self.step_count))
+        loss = self._loss(
+            self.policy, batch, generator, augment=self.augment, penalty=self.policy.penalty
+        )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -150,6 +159,7 @@ class Trainer:
         generator: torch.Generator,
         *,
         augment: FeatureNoise,
+        penalty: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         features = augment(policy.features(batch.observation), generator)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
@@ -160,6 +170,7 @@ class Trainer:
                 is_pad=batch.is_pad,
                 preconditioning=policy.preconditioning,
                 generator=generator,
+                penalty=penalty,
             )
 
     def state(self) -> State:

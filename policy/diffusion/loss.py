@@ -47,6 +47,7 @@ class DenoisingLoss:
         is_pad: Tensor,
         preconditioning: Preconditioning,
         generator: torch.Generator,
+        penalty: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """The loss of a batch, a scalar.
 
@@ -57,6 +58,7 @@ class DenoisingLoss:
             is_pad: [B, Tp] bool, actions after the end of an episode.
             preconditioning: of the denoiser; gives the weight.
             generator: of levels and noise, on x0's device.
+            penalty: of levels [B, Tp]; what is added to the error, if anything.
         """
         batch, pred_horizon, _ = x0.shape
         sigma = self.corruption(batch, pred_horizon, generator)
@@ -67,4 +69,5 @@ class DenoisingLoss:
         if not self.count_padding:
             is_counted = is_counted & ~is_pad
         weight = loss_weight(preconditioning, sigma).clamp(max=self.max_weight)
-        return (weight * error * is_counted).sum() / is_counted.sum().clamp(min=1)
+        loss = (weight * error * is_counted).sum() / is_counted.sum().clamp(min=1)
+        return loss if penalty is None else loss + penalty(sigma)

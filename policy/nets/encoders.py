@@ -1,5 +1,8 @@
 """Encoders: from the normalised observations of To steps to one condition vector.
 
+An encoder is built with `feature_shapes=` (field name -> shape of one step) and `obs_horizon=`, has
+a `cond_size` C, and maps field name -> [B, To, *shape] to the condition [B, C].
+
 Shape legend: `B` batch, `To` observed steps, `F` features of a field, `C` condition size.
 """
 
@@ -16,25 +19,35 @@ class StateEncoder(nn.Module):
     """
 
     def __init__(
-        self, *, feature_sizes: Mapping[str, int], obs_horizon: int, hidden: int | None = None
+        self,
+        *,
+        feature_shapes: Mapping[str, tuple[int, ...]],
+        obs_horizon: int,
+        hidden: int | None = None,
     ):
         """An encoder.
 
         Args:
-            feature_sizes: field name -> F; the order of the names is the order of the features.
+            feature_shapes: field name -> (F,); the order of the names is that of the features.
             obs_horizon: To.
             hidden: size of the two layers of an MLP, which is then also C; None for no MLP.
 
         Raises:
-            ValueError: there is no field, or `hidden` is not positive.
+            ValueError: there is no field, or one is an image, or `hidden` is not positive.
         """
         super().__init__()
-        if not feature_sizes:
-            raise ValueError("feature_sizes is empty: an encoder needs at least one field")
+        if not feature_shapes:
+            raise ValueError("feature_shapes is empty: an encoder needs at least one field")
+        images = [name for name, shape in feature_shapes.items() if len(shape) != 1]
+        if images:
+            raise ValueError(
+                f"the fields {images} are images, which this encoder does not take: use one that "
+                f"does (encoder=small_cnn), or give the store a contract without them"
+            )
         if hidden is not None and hidden < 1:
             raise ValueError(f"hidden is {hidden}, give at least 1, or null for no MLP")
-        self.names = tuple(feature_sizes)
-        size = obs_horizon * sum(feature_sizes.values())
+        self.names = tuple(feature_shapes)
+        size = obs_horizon * sum(shape[0] for shape in feature_shapes.values())
         self.cond_size = size if hidden is None else hidden
         self.mlp = (
             nn.Identity()

@@ -40,7 +40,7 @@ class Recorder(nn.Module):
 @pytest.fixture
 def policy():
     normalizer = Normalizer.fit(CONTRACT, ARRAYS)
-    encoder = StateEncoder(feature_sizes={"position": 2, "angle": 2}, obs_horizon=2)
+    encoder = StateEncoder(feature_shapes={"position": (2,), "angle": (2,)}, obs_horizon=2)
     return DiffusionPolicy(encoder, Recorder(), EDM(0.5), normalizer, CONTRACT, HORIZONS)
 
 
