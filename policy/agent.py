@@ -25,6 +25,7 @@ from data.types import Contract
 from policy.build import chunk_space, from_checkpoint
 from policy.checkpoint import load
 from policy.model import DiffusionPolicy
+from policy.replay import Replay, denoisers_at
 from policy.types import Carry, Sampler
 from policy.witness import Witness
 
@@ -87,6 +88,8 @@ class Agent:
         self.horizons, self.inference_delay = space.horizons, space.inference_delay
         self.device = torch.device(device)
         self.rows = rows
+        levels = getattr(sampler, "levels", [])
+        self._at = denoisers_at(self.policy, levels)  # of each call, where that is known
         self.weights = "raw"  # which weights the policy holds; a checkpoint says
 
     @classmethod
@@ -226,7 +229,7 @@ class Agent:
         slot_of_row = [group.get(row, filler) for row in range(self.rows)]
         rows = {k: torch.from_numpy(v[slot_of_row]).to(self.device) for k, v in observation.items()}
         cond = self.policy.encode(rows)
-        witness = Witness(self.policy, self.rows)
+        witness = Witness(Replay(self._at) if self._at else self.policy, self.rows)
         fresh = {row: slot for row, slot in group.items() if slot in streams.fresh}
         if fresh:
             started = self.sampler.start(witness, cond, self._generators(streams, fresh))

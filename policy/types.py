@@ -108,6 +108,9 @@ class Sampler(Protocol):
 
     A sampler calls the denoiser with `B` rows, or with `n * B` rows in which the stream varies
     fastest.
+
+    A sampler whose calls are always at the same levels may say so: `levels`, one number per call,
+    for all actions of all streams. What depends on them alone is then computed beforehand.
     """
 
     space: ChunkSpace

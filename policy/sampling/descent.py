@@ -9,11 +9,14 @@ Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` conditio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 from torch import Tensor
 
 from policy.diffusion.step import Corrector, History, Noise, Solver, no_history
 from policy.types import Denoiser
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,13 @@ class Descent:
 
     def nfe(self, n_steps: int) -> int:
         """Denoiser calls of `n_steps` steps."""
-        return n_steps if self.corrector is None else 2 * n_steps - 1
+        return len(self.calls(range(n_steps + 1)))
+
+    def calls(self, levels: Sequence[T]) -> list[T]:
+        """The levels at which the denoiser is called, in order; the last level is only reached."""
+        first, *inner = levels[:-1]
+        times = 1 if self.corrector is None else 2
+        return [first, *(level for level in inner for _ in range(times))]
 
     def predict(self, denoiser: Denoiser, x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
         """x0_hat [B, Tp, Da], within the limit."""

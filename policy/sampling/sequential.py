@@ -38,6 +38,11 @@ class Sequential:
         """Denoiser calls per chunk."""
         return self.descent.nfe(len(self.sigmas) - 1)
 
+    @property
+    def levels(self) -> list[float]:
+        """Noise level of each denoiser call, the same for all actions."""
+        return self.descent.calls(self.sigmas)
+
     def start(self, denoiser: Denoiser, cond: Tensor, generator: Generator) -> Carry:
         """Carry of new streams: nothing is known of them yet."""
         return nothing_known(cond, self.space)

@@ -76,6 +76,23 @@ def test_nfe_is_true_in_every_call(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_levels_that_are_known_beforehand_are_those_of_the_calls(name):
+    calls, sampler = [], built(name)
+    if not hasattr(sampler, "levels"):
+        pytest.skip("its levels are not the same in every call")
+
+    def recording(x, sigma, cond):
+        calls.append(sigma)
+        return gaussian(x, sigma, cond)
+
+    run(sampler, 2, seeded(2), recording, n_calls=2)
+    assert sampler.start_nfe == 0
+    assert len(calls) == 2 * len(sampler.levels)
+    for sigma, level in zip(calls, 2 * sampler.levels, strict=True):
+        torch.testing.assert_close(sigma, torch.full((2, TP), level), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_samples_of_a_gaussian_have_its_mean_and_about_its_deviation(name):
     """Few steps narrow the distribution, one step most of all; a factor of 3 would be too much."""
     first, *_, last = run(built(name), 300, torch.Generator().manual_seed(0), n_calls=3)
