@@ -8,39 +8,13 @@ Shape legend: `B` batch, `Tp` actions of a chunk.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Quantile function of the density of levels: u [...] in 0..1 -> sigma [...], increasing.
-Density = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class LogUniform:
-    """Levels whose logarithm is uniform.
-
-    Raises:
-        ValueError: not 0 < sigma_min < sigma_max.
-    """
-
-    sigma_min: float
-    sigma_max: float
-
-    def __post_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
-                f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}: "
-                f"need 0 < sigma_min < sigma_max"
-            )
-
-    def __call__(self, u: Tensor) -> Tensor:
-        """Sigma at quantiles u."""
-        return torch.lerp(
-            u.new_tensor(math.log(self.sigma_min)), u.new_tensor(math.log(self.sigma_max)), u
-        ).exp()
+from policy.diffusion.density import Density
+from policy.diffusion.density import LogUniform as LogUniform  # Named here by saved runs.
 
 
 @dataclass(frozen=True)

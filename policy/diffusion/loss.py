@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policy.diffusion.precond import Preconditioning, loss_weight
+from policy.diffusion.precond import Preconditioning
+from policy.diffusion.weight import Weight, raw_output
 
 # (batch, pred_horizon, generator) -> sigma [B, Tp]
 Corruption = Callable[[int, int, torch.Generator], Tensor]
@@ -25,18 +26,20 @@ Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DenoisingLoss:
-    """Mean over the counted actions of `min(1 / c_out^2, max_weight) |x0_hat - x0|^2 / Da`.
+    """Mean over the counted actions of `min(weight, max_weight) |x0_hat - x0|^2 / Da`.
 
     Args:
         corruption: draws the noise levels.
-        max_weight: cap of the weight.
+        max_weight: cap of the weight, whichever it is.
         count_padding: whether actions outside of an episode are counted, which repeat its last (or
             first) one: they teach to hold still there.
+        weight: of the squared error; one of policy/diffusion/weight.py.
     """
 
     corruption: Corruption
     max_weight: float
     count_padding: bool
+    weight: Weight = raw_output
 
     def __call__(
         self,
@@ -56,7 +59,7 @@ class DenoisingLoss:
             x0: [B, Tp, Da] clean chunks in the network's scale.
             cond: [B, C] encoded observations.
             is_pad: [B, Tp] bool, actions after the end of an episode.
-            preconditioning: of the denoiser; gives the weight.
+            preconditioning: of the denoiser, for the weight.
             generator: of levels and noise, on x0's device.
             penalty: of levels [B, Tp]; what is added to the error, if anything.
         """
@@ -68,6 +71,6 @@ class DenoisingLoss:
         is_counted = sigma > 0
         if not self.count_padding:
             is_counted = is_counted & ~is_pad
-        weight = loss_weight(preconditioning, sigma).clamp(max=self.max_weight)
+        weight = self.weight(sigma, preconditioning).clamp(max=self.max_weight)
         loss = (weight * error * is_counted).sum() / is_counted.sum().clamp(min=1)
         return loss if penalty is None else loss + penalty(sigma)
