@@ -1,10 +1,11 @@
-"""Augmentation in training: noise on what a policy observes, symmetries of a task.
+"""Augmentation in training: noise on what a policy observes, crops, symmetries of a task.
 
-Shape legend: `B` batch, `To` observed steps, `F` features of a field.
+Shape legend: `B` batch, `To` observed steps, `F` features of a field, `H W C` of a picture.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +54,101 @@ class FeatureNoise:
 
 
 @dataclass(frozen=True)
+class RandomCrop:
+    """A square of each picture, anywhere in it; the same in all steps of a window.
+
+    An encoder with the same `crop` takes the centre where it is given whole pictures.
+
+    Args:
+        size: height and width [px].
+
+    Raises:
+        ValueError: `size` is not positive.
+    """
+
+    size: int
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"size is {self.size} px, it must be at least 1")
+
+    def __call__(
+        self, features: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Features with pictures [B, To, size, size, C]; all others stay as they are.
+
+        Args:
+            features: field name -> [B, To, F], of a picture [B, To, H, W, C].
+            generator: of the places, on the device of the features.
+
+        Raises:
+            ValueError: a picture is smaller than the crop.
+        """
+        return {
+            name: self._cropped(name, values, generator) if values.ndim == 5 else values
+            for name, values in features.items()
+        }
+
+    def _cropped(self, name: str, images: Tensor, generator: torch.Generator) -> Tensor:
+        height, width = images.shape[2:4]
+        if self.size > min(height, width):
+            raise ValueError(
+                f"the pictures of {name!r} are {height} x {width} px, a crop of {self.size} px is "
+                f"wanted: lower it to {min(height, width)}"
+            )
+        batch = torch.arange(len(images), device=images.device)
+
+        def first(n: int) -> Tensor:
+            """[B] first rows or columns, of n pixels."""
+            u = torch.rand(len(images), generator=generator, device=images.device)
+            return (u * (n - self.size + 1)).long()  # u < 1, so all places are equally likely.
+
+        # All crops, as a view; only the chosen ones are copied.
+        crops = images.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        return crops[batch, :, first(height), first(width)].permute(0, 1, 3, 4, 2)
+
+
+class FieldSymmetry(Protocol):
+    """What a field looks like in a mirror."""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a field of this shape of a step has this mirror image."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The mirror image of x [..., *shape], of the same shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageSymmetry:
+    """One of the eight ways to put a square picture: flipped or not, transposed or not.
+
+    Args:
+        flip_rows: whether top and bottom change places, first of all.
+        flip_columns: whether left and right change places.
+        transpose: whether rows become columns, last.
+    """
+
+    flip_rows: bool = False
+    flip_columns: bool = False
+    transpose: bool = False
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether these are pictures, square ones if rows become columns."""
+        return len(shape) == 3 and (shape[0] == shape[1] or not self.transpose)
+
+    def __str__(self) -> str:
+        return "a symmetry of (square) pictures"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The mirror image of pictures [..., H, W, C]."""
+        dims = [-3] * self.flip_rows + [-2] * self.flip_columns
+        x = x.flip(dims) if dims else x
+        return x.transpose(-3, -2) if self.transpose else x
+
+
+@dataclass(frozen=True)
 class SignedPermutation:
     """Element i of the result is `sign[i] * x[source[i]] + offset[i]`, in physical units.
 
@@ -81,6 +177,13 @@ class SignedPermutation:
                 f"{len(self.offset)} entries: give one of each per element"
             )
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a step has as many elements."""
+        return shape == (len(self.source),)
+
+    def __str__(self) -> str:
+        return f"a symmetry of {len(self.source)} elements"
+
     def __call__(self, x: Tensor) -> Tensor:
         """The image of x [..., n]."""
         assert x.shape[-1] == len(self.source)
@@ -103,7 +206,7 @@ class Mirror:
         ValueError: the share is not in 0..1.
     """
 
-    fields: Mapping[str, SignedPermutation]
+    fields: Mapping[str, FieldSymmetry]
     share: float
 
     def __post_init__(self):
@@ -122,10 +225,10 @@ class Mirror:
                 f"{sorted(contract.fields)}: name each of them, or train with symmetry=null"
             )
         for name, mirror in self.fields.items():
-            if contract.fields[name].shape != (len(mirror.source),):
+            if not mirror.fits(contract.fields[name].shape):
                 raise ValueError(
-                    f"the symmetry of {name!r} has {len(mirror.source)} elements, the field has "
-                    f"shape {contract.fields[name].shape}: give as many, or symmetry=null"
+                    f"{name!r} is given {mirror}, the field has shape "
+                    f"{contract.fields[name].shape}: give one that fits, or symmetry=null"
                 )
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.store import EpisodeStore, StoreError
+from data.demonstrations import Demonstrations
+from data.goals import Hindsight
+from data.store import StoreError
 from data.types import Batch, Contract, Horizons
 from data.windows import action_rows, gather, observed_rows, window_table
 
@@ -26,29 +28,34 @@ class WindowDataset:
     """All windows of some episodes.
 
     Args:
-        store: where the episodes are.
+        store: where the episodes are: an `EpisodeStore`, or a `Mixture` of several.
         horizons: shape of a window.
         episodes: which episodes, all by default.
         device: where batches are wanted.
+        goals: what a later step of an episode gives as the goal of an earlier one; None: no goals.
         memory_fraction: how much of the free memory may be used, 0..1.
 
     Raises:
         StoreError: no episodes, no windows, or a field that cannot be read (NaN, wrong numbers).
+        ContractError: the goals do not fit the store.
     """
 
     def __init__(
         self,
-        store: EpisodeStore,
+        store: Demonstrations,
         horizons: Horizons,
         *,
         episodes: Sequence[int] | np.ndarray | None = None,
         device: torch.device | str = "cpu",
+        goals: Hindsight | None = None,
         memory_fraction: float = 0.5,
     ):
         chosen = np.arange(store.n_episodes) if episodes is None else np.unique(episodes)
         if not len(chosen):
             raise StoreError(f"{store.path}: zero episodes to learn from, record some first")
         self.store, self.horizons, self.device = store, horizons, torch.device(device)
+        self.goals = goals
+        self.contract = store.contract if goals is None else goals.contract(store.contract)
         self.episodes = chosen
         self._rows = store.rows_of(chosen)
         lengths = np.diff(store.episode_ends, prepend=0)[chosen]
@@ -82,20 +89,35 @@ class WindowDataset:
         return len(self._table)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Field name -> [n_steps, ...] of these episodes, without the images."""
+        """Field name -> [n_steps, ...] of these episodes, a goal being what was; no images."""
         fields = self.store.contract.fields
-        return {k: v.cpu().numpy() for k, v in self._fields.items() if not fields[k].is_image}
+        arrays = {k: v for k, v in self._fields.items() if not fields[k].is_image}
+        if self.goals is not None and self.goals.source in arrays:
+            arrays[self.goals.field] = self.goals.take(arrays[self.goals.source])
+        return {k: v.cpu().numpy() for k, v in arrays.items()}
 
-    def batch(self, indices: Tensor) -> Batch:
-        """The windows of the given indices [B] in 0..len-1, in physical units, on the device."""
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """The windows of the given indices [B] in 0..len-1, in physical units, on the device.
+
+        Args:
+            indices: [B].
+            generator: of the goals' times, if there are goals; None: torch's own.
+        """
         windows = self._table.select(indices.to(self._home))
         observed = observed_rows(windows, self.horizons.obs)
         acted, is_pad = action_rows(windows, self.horizons.pred, past=self.horizons.past)
+        observation = {
+            name: self._gather(name, observed).to(self.device)
+            for name in self.store.contract.observation
+        }
+        if self.goals is not None:
+            rows = self.goals.rows(windows, generator)[:, None]
+            goal = self.goals.take(self._gather(self.goals.source, rows)).to(self.device)
+            # One goal at all observed steps, as an environment would give it.
+            repeats = (-1, self.horizons.obs, *goal.shape[2:])
+            observation[self.goals.field] = goal.expand(repeats)
         return Batch(
-            observation={
-                name: self._gather(name, observed).to(self.device)
-                for name in self.store.contract.observation
-            },
+            observation=observation,
             action=self._gather("action", acted).to(self.device),
             is_pad=is_pad.to(self.device),
         )

@@ -8,7 +8,7 @@ S005 error    shape, dtype or length is wrong    S010 warning  steps of an unfin
 S011 error    written by a newer program         S012 error    episode metadata is not JSON
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 
 from data.layout import (
+    Source,
     StoreError,
     check_array,
     check_version,
@@ -60,12 +61,18 @@ class Finding:
     fix: str
 
 
-def examine_store(path: str | Path, contract: Contract | None = None) -> list[Finding]:
+def examine_store(
+    path: str | Path,
+    contract: Contract | None = None,
+    *,
+    sources: Mapping[str, Source] | None = None,
+) -> list[Finding]:
     """Everything that is wrong with a store; an empty list is a healthy one.
 
     Args:
         path: folder of the store.
         contract: meaning of the numbers, for a store without a contract of its own.
+        sources: where such a store keeps fields whose arrays have other names.
     """
     path = Path(path)
     findings: list[Finding] = []
@@ -85,10 +92,11 @@ def examine_store(path: str | Path, contract: Contract | None = None) -> list[Fi
     if ends is None or chosen is None:
         return findings
     for name, field in chosen.fields.items():
-        _examine_array(findings, path, group, name, field, ends=ends, is_own=is_own)
+        source = Source(name) if is_own else (sources or {}).get(name, Source(name))
+        _examine_array(findings, path, group, name, field, ends=ends, is_own=is_own, source=source)
     _examine_ends(findings, ends)
     if not any(finding.severity == "error" for finding in findings):
-        store = EpisodeStore.open(path, contract=contract)
+        store = EpisodeStore.open(path, contract=contract, sources=sources)
         _try(findings, "S012", lambda: store.episode_metadata)
         _examine_numbers(findings, store)
     return findings
@@ -118,15 +126,16 @@ def _examine_array(
     *,
     ends: np.ndarray,
     is_own: bool,
+    source: Source,
 ) -> None:
-    array = _try(findings, "S004", lambda: stored_array(path, group, f"data/{name}"))
+    array = _try(findings, "S004", lambda: stored_array(path, group, f"data/{source.key}"))
     if array is None:
         return
     n_steps = int(ends[-1]) if len(ends) else 0
     _try(
         findings,
         "S005",
-        lambda: check_array(array, field, name=name, n_steps=n_steps, is_own=is_own),
+        lambda: check_array(array, field, name=name, n_steps=n_steps, is_own=is_own, source=source),
     )
     if is_own and array.shape[0] > n_steps:
         findings.append(

@@ -5,7 +5,8 @@ See `data.store` for the layout and for how an episode becomes visible.
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,38 @@ CHUNK_BYTES = 256 * 1024  # An append rewrites the last chunk, a random read dec
 
 class StoreError(ValueError):
     """A store that cannot be opened, read or written."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a store without a contract of its own keeps a field.
+
+    Args:
+        key: name of the array.
+        elements: which elements of its steps the field is; None: all, in any shape.
+    """
+
+    key: str
+    elements: Sequence[int] | None = None
+
+    def take(self, steps: np.ndarray) -> np.ndarray:
+        """The field's part of stored steps [n, ...]."""
+        return steps if self.elements is None else steps[:, list(self.elements)]
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a step of the field, of a step as stored.
+
+        Raises:
+            StoreError: there are no such elements.
+        """
+        if self.elements is None:
+            return stored
+        if len(stored) != 1 or any(not 0 <= element < stored[0] for element in self.elements):
+            raise StoreError(
+                f"the elements {list(self.elements)} are wanted of {self.key}, of which a step has "
+                f"shape {stored}: name elements of a step of one dimension"
+            )
+        return (len(self.elements),)
 
 
 def write_empty(path: Path, contract: Contract) -> None:
@@ -112,12 +145,21 @@ def committed_ends(path: Path, array: zarr.Array, *, is_own: bool) -> np.ndarray
     return frozen(ends)
 
 
-def check_array(array: zarr.Array, field: Field, *, name: str, n_steps: int, is_own: bool) -> None:
+def check_array(
+    array: zarr.Array,
+    field: Field,
+    *,
+    name: str,
+    n_steps: int,
+    is_own: bool,
+    source: Source | None = None,
+) -> None:
     """Whether a stored array can be read as the contract's field."""
     where = f"{array.store_path}"
-    if array.shape[1:] != field.shape:
+    shape = array.shape[1:] if source is None else source.shape(array.shape[1:])
+    if shape != field.shape:
         raise StoreError(
-            f"{where}: a step of {name} has shape {array.shape[1:]}, the contract says "
+            f"{where}: a step of {name} has shape {shape}, the contract says "
             f"{field.shape}: correct the contract or the store"
         )
     if not _is_readable(array.dtype, np.dtype(field.dtype), is_own=is_own):

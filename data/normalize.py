@@ -85,11 +85,17 @@ class Normalizer(nn.Module):
 
         Raises:
             KeyError: no such field.
-            ValueError: another shape than the contract's, or no statistics yet.
+            ValueError: another shape than the contract's, a picture that is not uint8, or no
+                statistics yet.
         """
         field = self._field(name)
         _check_shape(name, tuple(x.shape), field.shape)
         if field.is_image:
+            if x.dtype != torch.uint8:
+                raise ValueError(
+                    f"the picture {name!r} is {x.dtype}, the contract says uint8, 0..255: convert "
+                    f"it (of numbers 0..1: 255 times them, rounded)"
+                )
             return x.float() / 127.5 - 1
         center, scale = self._scaling(name)
         flat = x.reshape(*x.shape[: x.ndim - len(field.shape)], field.size).to(center.dtype)

@@ -29,6 +29,7 @@ class RecordReport:
         n_total: episodes asked for: seeds times experts.
         n_skipped: of these, recorded before.
         kept: expert -> episodes added to the store.
+        fewest: episodes of the task that the store holds of the expert who has fewest.
         failed: expert -> episodes without success, which are not kept unless all are.
         n_clipped: actions outside the action space, executed and recorded at its border.
         is_interrupted: whether Ctrl-C ended the recording.
@@ -39,6 +40,7 @@ class RecordReport:
     kept: dict[str, int]
     failed: dict[str, int]
     n_clipped: int
+    fewest: int
     is_interrupted: bool = False
 
     @property
@@ -76,6 +78,7 @@ def record(
     *,
     seeds: Iterable[int],
     keep: Literal["success", "all"] = "success",
+    enough: int | None = None,
     progress: Callable[[RecordReport], object] | None = None,
 ) -> RecordReport:
     """Record every expert from every start.
@@ -88,6 +91,8 @@ def record(
         store: opened for appending.
         seeds: one start each.
         keep: whether episodes without success are kept.
+        enough: episodes of the task that the store is to hold of each expert; further starts are
+            not tried. None tries all.
         progress: called after every episode with the report so far.
 
     Raises:
@@ -107,6 +112,7 @@ def record(
     recorded = {
         (e.get("seed"), e.get("expert")) for e in store.episode_metadata if e.get("task") == task
     }
+    before = Counter(expert for _, expert in recorded)
     todo = [pair for pair in wanted if pair not in recorded]
     n_before, n_clipped = store.n_episodes, 0
     kept: Counter[str] = Counter()
@@ -119,11 +125,14 @@ def record(
             kept=dict(kept),
             failed=dict(failed),
             n_clipped=n_clipped,
+            fewest=min(before[name] + kept[name] for name in experts),
             is_interrupted=is_interrupted,
         )
 
     try:
         for seed, name in todo:
+            if enough is not None and before[name] + kept[name] >= enough:
+                continue
             expert = experts[name](expert_generator(seed, name))
             episode = run_episode(env, expert, seed=seed, contract=store.contract)
             n_clipped += episode.n_clipped

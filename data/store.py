@@ -28,6 +28,7 @@ import numpy as np
 import zarr
 
 from data.layout import (
+    Source,
     StoreError,
     check_array,
     checked_episode,
@@ -50,9 +51,17 @@ class EpisodeStore:
     """Episodes of one contract in a zarr group; use `create` or `open`."""
 
     def __init__(
-        self, path: Path, group: zarr.Group, contract: Contract, *, is_own: bool, is_writable: bool
+        self,
+        path: Path,
+        group: zarr.Group,
+        contract: Contract,
+        *,
+        is_own: bool,
+        is_writable: bool,
+        sources: Mapping[str, Source] | None = None,
     ):
         self.path = path
+        self._sources = {name: Source(name) for name in contract.fields} | dict(sources or {})
         self.contract = contract
         self._group = group
         self._is_own = is_own
@@ -92,6 +101,7 @@ class EpisodeStore:
         path: str | Path,
         *,
         contract: Contract | None = None,
+        sources: Mapping[str, Source] | None = None,
         mode: Literal["r", "a"] = "r",
     ) -> Self:
         """An existing store, zarr v2 or v3.
@@ -100,10 +110,13 @@ class EpisodeStore:
             path: folder of the zarr group.
             contract: meaning of the numbers. Needed for a store without a contract of its own;
                 otherwise checked against the store's, and its fields are the ones that are read.
+            sources: field name -> where a store without a contract of its own keeps it, by default
+                under the field's name. A store with one keeps its fields under their names.
             mode: "r" to read, "a" to append as well.
 
         Raises:
-            StoreError: not a zarr group, no contract, a newer format, a missing or misshapen array.
+            StoreError: not a zarr group, no contract, a newer format, a missing or misshapen array,
+                the source of a field that is not in the contract.
             ContractError: the store's contract and the given one disagree.
         """
         path = Path(path)
@@ -124,21 +137,38 @@ class EpisodeStore:
             contract.check(own, this="the given contract", that=f"store {path}")
         chosen = own if own is not None and (contract is None or mode == "a") else contract
         assert chosen is not None
+        if unknown := set(sources or {}) - set(chosen.fields):
+            raise StoreError(
+                f"sources name the fields {sorted(unknown)}, the contract has "
+                f"{sorted(chosen.fields)}"
+            )
         if mode == "a":
             _remove_partial_files(path)
-        return cls(path, group, chosen, is_own=own is not None, is_writable=mode == "a")
+        return cls(
+            path,
+            group,
+            chosen,
+            is_own=own is not None,
+            is_writable=mode == "a",
+            sources=sources if own is None else None,
+        )
 
     def _reload(self) -> None:
         """Look at the disk: what is committed, and does every array fit it."""
         self._ends_array = stored_array(self.path, self._group, "meta/episode_ends")
         self._ends = committed_ends(self.path, self._ends_array, is_own=self._is_own)
         self._arrays = {
-            name: stored_array(self.path, self._group, f"data/{name}")
+            name: stored_array(self.path, self._group, f"data/{self._sources[name].key}")
             for name in self.contract.fields
         }
         for name, field in self.contract.fields.items():
             check_array(
-                self._arrays[name], field, name=name, n_steps=self.n_steps, is_own=self._is_own
+                self._arrays[name],
+                field,
+                name=name,
+                n_steps=self.n_steps,
+                is_own=self._is_own,
+                source=self._sources[name],
             )
         self._metadata_array = None
         if self._is_writable or "meta/episode_metadata" in self._group:
@@ -174,7 +204,7 @@ class EpisodeStore:
             ) from error
 
     def array(self, key: str) -> zarr.Array:
-        """The zarr array of a field; rows from `n_steps` on belong to no episode."""
+        """The zarr array that holds a field; rows from `n_steps` on belong to no episode."""
         if key not in self._arrays:
             raise StoreError(f"{self.path} has no field {key!r}; it has {sorted(self._arrays)}")
         return self._arrays[key]
@@ -291,7 +321,8 @@ class EpisodeStore:
         """The given ascending steps in the contract's dtype, checked; the rest is not looked at."""
         first, stop = int(steps[0]), int(steps[-1]) + 1
         try:
-            stored = np.asarray(self._arrays[key][first:stop])[steps - first]
+            rows = np.asarray(self._arrays[key][first:stop])
+            stored = self._sources[key].take(rows)[steps - first]
         except (OSError, RuntimeError, ValueError) as error:
             raise StoreError(
                 f"{self.path}: data/{key} is damaged in steps {first}..{stop - 1} ({error}): "
@@ -303,7 +334,9 @@ class EpisodeStore:
         if stored.dtype == dtype:
             return stored
         values, fits = in_dtype(stored, dtype)
-        self._check(key, steps, fits, f"does not fit the contract's dtype {dtype}")
+        if not fits.all():
+            held = f"{stored.dtype} numbers of {stored.min():g}..{stored.max():g}"
+            self._check(key, steps, fits, f"({held}) does not fit the contract's dtype {dtype}")
         return values
 
     def _check(self, key: str, steps: np.ndarray, is_good: np.ndarray, problem: str) -> None:

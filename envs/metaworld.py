@@ -2,7 +2,8 @@
 
 Observation `state` (39,): hand x y z [m], gripper opening 0..1, up to two objects (position [m] and
 quaternion, zero where unused), the same 18 numbers one step ago, goal x y z [m]. Action (4,) in
--1..1: hand displacement (1 = 1 cm) and gripper effort (1 closes). 80 Hz, at most 500 steps.
+-1..1: hand displacement (1 = 1 cm) and gripper effort (1 closes). 80 Hz, at most 500 steps. Where
+the tasks a policy knows are listed, `task` (n,) says which of the n this is.
 
 Differences from the package:
 1. A start (object and goal) is a pure function of `reset(seed=...)`; its own benchmark classes draw
@@ -15,7 +16,7 @@ Differences from the package:
 # pyright: reportAttributeAccessIssue=false
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import gymnasium
 import mujoco
@@ -23,6 +24,7 @@ import numpy as np
 
 from envs.adapter import Adapter
 from envs.rendering import Renderer
+from envs.tell_task import TellTask
 
 CONTROL_DT = 0.0125  # [s]
 MAX_STEPS = 500
@@ -36,9 +38,10 @@ Expert = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
 def make(
-    task: str,
+    task: str | None,
     render_mode: str | None = None,
     *,
+    tasks: Sequence[str] | None = None,
     ends_at_success: bool = True,
     width: int = 256,
     height: int = 256,
@@ -48,23 +51,29 @@ def make(
     Args:
         task: name, such as "pick-place-v3"; `task_names()` lists them.
         render_mode: "rgb_array" or None.
+        tasks: names of all tasks of a policy, which is then told which of them this is.
         ends_at_success: terminate at the first success.
         width: picture width [px].
         height: picture height [px].
 
     Raises:
         ImportError: metaworld is not installed.
-        ValueError: there is no such task; near matches are named.
+        ValueError: no task is given; there is no such task, near matches are named; or it is not
+            one of `tasks`.
     """
-    tasks, policies = _package()
-    if task not in tasks:
-        near = difflib.get_close_matches(str(task), tasks, n=5, cutoff=0.4) or sorted(tasks)
-        raise ValueError(f"no Meta-World task {task!r}; near matches: {', '.join(near)}")
+    known, policies = _package()
+    if task is None:
+        raise ValueError(f"give task=NAME, one of {', '.join(tasks or sorted(known))}")
+    for name in (task, *(tasks or ())):
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=5, cutoff=0.4) or sorted(known)
+            raise ValueError(f"no Meta-World task {name!r}; near matches: {', '.join(near)}")
     # A subclass, so that nothing changes for other users of the package in this process.
-    seeded = type(tasks[task].__name__, (SeededTask, tasks[task]), {})
+    seeded = type(known[task].__name__, (SeededTask, known[task]), {})
     env = seeded(policies[task], render_mode, ends_at_success, width, height)
     env = gymnasium.wrappers.TimeLimit(env, MAX_STEPS)
-    return Adapter(env, control_dt=CONTROL_DT, task=task, fields=FIELDS)
+    env = Adapter(env, control_dt=CONTROL_DT, task=task, fields=FIELDS)
+    return env if tasks is None else TellTask(env, task=task, tasks=list(tasks))
 
 
 def task_names() -> list[str]:

@@ -24,9 +24,10 @@ from torch import Tensor
 from data.types import Contract
 from policy.build import chunk_space, from_checkpoint
 from policy.checkpoint import load
+from policy.guidance.cfg import classifier_free
 from policy.model import DiffusionPolicy
 from policy.replay import Replay, denoisers_at
-from policy.types import Carry, Sampler
+from policy.types import Carry, Denoiser, Sampler
 from policy.witness import Witness
 
 
@@ -63,6 +64,7 @@ class Agent:
         *,
         device: torch.device | str = "cpu",
         rows: int = 16,
+        goal_weight: float = 1.0,
     ):
         """An agent.
 
@@ -71,9 +73,12 @@ class Agent:
             sampler: how chunks are drawn.
             device: where the network runs.
             rows: batch size of every network call; results depend on it in the last bits.
+            goal_weight: 1 looks at the goal, 0 does not; others guide by the difference, and their
+                calls have twice the rows.
 
         Raises:
-            ValueError: the sampler draws other chunks than the policy's.
+            ValueError: the sampler draws other chunks than the policy's, or the policy has no goal
+                to weigh.
         """
         space, trained = sampler.space, (policy.horizons.pred, policy.contract.action.size)
         if space.shape != trained or space.horizons.past != policy.horizons.past:
@@ -83,11 +88,16 @@ class Agent:
             )
         if rows < 1:
             raise ValueError(f"rows is {rows}, it must be at least 1")
+        if goal_weight != 1 and not (policy.has_goals and math.isfinite(goal_weight)):
+            raise ValueError(
+                f"goal_weight is {goal_weight}, it must be 1 (any policy) or another number "
+                f"(policies trained with encoder=goal)"
+            )
         self.policy = policy.to(device).eval().requires_grad_(False)
         self.sampler = sampler
         self.horizons, self.inference_delay = space.horizons, space.inference_delay
         self.device = torch.device(device)
-        self.rows = rows
+        self.rows, self.goal_weight = rows, goal_weight
         levels = getattr(sampler, "levels", [])
         self._at = denoisers_at(self.policy, levels)  # of each call, where that is known
         self.weights = "raw"  # which weights the policy holds; a checkpoint says
@@ -102,6 +112,7 @@ class Agent:
         inference_delay: int = 0,
         device: torch.device | str = "cpu",
         rows: int = 16,
+        goal_weight: float = 1.0,
     ) -> Self:
         """The agent of a checkpoint.
 
@@ -112,6 +123,7 @@ class Agent:
             inference_delay: control steps from an observation to the first action of its chunk.
             device: where the network runs.
             rows: batch size of every network call; results depend on it in the last bits.
+            goal_weight: of the goal, where the policy has one.
 
         Raises:
             CheckpointError: there is no checkpoint, or it is damaged or newer than this program.
@@ -125,7 +137,8 @@ class Agent:
             inference_delay=inference_delay,
             device=device,
         )
-        agent = cls(policy, make_sampler(space=space), device=device, rows=rows)
+        sampler = make_sampler(space=space)
+        agent = cls(policy, sampler, device=device, rows=rows, goal_weight=goal_weight)
         agent.weights = loaded.weights
         return agent
 
@@ -228,8 +241,8 @@ class Agent:
         filler = slots[0]
         slot_of_row = [group.get(row, filler) for row in range(self.rows)]
         rows = {k: torch.from_numpy(v[slot_of_row]).to(self.device) for k, v in observation.items()}
-        cond = self.policy.encode(rows)
-        witness = Witness(Replay(self._at) if self._at else self.policy, self.rows)
+        denoiser, cond = self._weigh_goal(self.policy.encode(rows))
+        witness = Witness(denoiser, self.rows)
         fresh = {row: slot for row, slot in group.items() if slot in streams.fresh}
         if fresh:
             started = self.sampler.start(witness, cond, self._generators(streams, fresh))
@@ -244,6 +257,16 @@ class Agent:
         actions = self.policy.actions(x0)[:, self.horizons.past :].cpu().numpy()
         self._check_finite(streams, group, actions, witness.sigma_of_fault())
         return actions[taken]
+
+    def _weigh_goal(self, cond: Tensor) -> tuple[Denoiser, Tensor]:
+        """Denoiser of one sampler call, and condition, by which the goal counts as it shall."""
+        denoiser = Replay(self._at) if self._at else self.policy
+        if self.goal_weight == 1:
+            return denoiser, cond
+        null_cond = self.policy.without_goal(cond)
+        if self.goal_weight == 0:
+            return denoiser, null_cond
+        return classifier_free(denoiser, null_cond=null_cond, weight=self.goal_weight), cond
 
     def _check_finite(
         self, streams: Streams, group: dict[int, int], actions: np.ndarray, faults: list[float]

@@ -16,7 +16,9 @@ VERBS = {
     "frontier": "what each sampler gives for what it costs: success, calls, time, reaction",
     "run": "control a (simulated) robot in wall-clock time and report periods and latencies",
     "doctor": "say what is wrong with a store, a checkpoint or this machine, and how to mend it",
+    "experts": "draw which experts of a checkpoint serve which noise levels",
     "bench": "measure how fast the parts run on this machine",
+    "bench_experts": "measure what a mixture of experts costs, and a dense network of its size",
 }
 
 

@@ -2,11 +2,13 @@
 
     cadence collect env=pillar starts=100
     cadence collect env=metaworld 'task=[reach-v3,push-v3]' starts=20
+    cadence collect env=metaworld_10 episodes=50     # all of its tasks, into one store
 
 Start i is seed `seed + i`. Each expert of the environment records each start, so a task with two
 ways gives two demonstrations of every start. Episodes that fail are counted and left out
-(`keep=all` keeps them). An episode is in the store once it is whole: after Ctrl-C or a crash,
-the same command with `out=` the same folder goes on where it stopped.
+(`keep=all` keeps them); `episodes=50` ends a task once so many are kept. An episode is in the store
+once it is whole: after Ctrl-C or a crash, the same command with `out=` the same folder goes on
+where it stopped.
 """
 
 from collections.abc import Sequence
@@ -14,21 +16,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
-from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from data.record import RecordReport, contract_of, record
 from data.store import EpisodeStore
 from data.types import Contract, ContractError
 from policy.entry import entry, out_dir, pick_device
 from policy.progress import progress_bar
+from policy.tasks import joint_name, maker, tasks_of
 
 
 def record_task(
     cfg: DictConfig, path: Path, task: str | None, tasks: Sequence[str | None]
 ) -> RecordReport:
     """Record all starts of one task into the store at `path`, which is for all of `tasks`."""
-    env = _make_env(cfg, task)
+    env = maker(cfg, task)()
     try:
         experts = _experts(env, cfg)
         store = _open(path, contract_of(env), tasks)
@@ -41,18 +43,11 @@ def record_task(
                 store,
                 seeds=seeds,
                 keep=cfg.keep,
+                enough=cfg.episodes,
                 progress=lambda _: bar.update(),
             )
     finally:
         env.close()
-
-
-def _make_env(cfg: DictConfig, task: str | None) -> gym.Env:
-    if task is None:
-        return instantiate(cfg.env)()
-    if "task" not in cfg.env:
-        raise ValueError(f"env {cfg.env._target_} holds one task only: leave out task={task}")
-    return instantiate(cfg.env, task=task)()
 
 
 def _experts(env: gym.Env, cfg: DictConfig) -> dict:
@@ -68,7 +63,7 @@ def _experts(env: gym.Env, cfg: DictConfig) -> dict:
 def _open(path: Path, contract: Contract, tasks: Sequence[str | None]) -> EpisodeStore:
     if not path.exists():
         if len(tasks) > 1:
-            contract = replace(contract, task=", ".join(map(str, tasks)))
+            contract = replace(contract, task=joint_name(tasks))
         return EpisodeStore.create(path, contract)
     store = EpisodeStore.open(path, mode="a")
     contract.check(store.contract, this="the environment", that=f"the store {path}")
@@ -81,12 +76,14 @@ def _open(path: Path, contract: Contract, tasks: Sequence[str | None]) -> Episod
     return store
 
 
-def describe(outcome: RecordReport) -> str:
+def describe(outcome: RecordReport, cfg: DictConfig) -> str:
     """What became of the episodes, in words."""
     kept = ", ".join(f"{n} by {expert}" for expert, n in outcome.kept.items()) or "none"
     text = f"recorded: {kept}; without success: {outcome.n_failed}"
     if outcome.n_skipped:
         text += f"; there before: {outcome.n_skipped}"
+    if cfg.episodes and outcome.fewest < cfg.episodes and not outcome.is_interrupted:
+        text += f"; fewer than episodes={cfg.episodes}, which needs more than starts={cfg.starts}"
     if outcome.n_clipped:
         text += f"; {outcome.n_clipped} actions moved to the border of the action space"
     return text
@@ -96,18 +93,20 @@ def run(cfg: DictConfig) -> Path:
     """Collect as configured; returns the path of the store."""
     if cfg.starts < 1:
         raise ValueError(f"starts is {cfg.starts}, it must be at least 1")
+    if cfg.episodes is not None and not (type(cfg.episodes) is int and cfg.episodes >= 1):
+        raise ValueError(f"episodes is {cfg.episodes!r}, it must be a number from 1 on, or null")
     if cfg.keep not in ("success", "all"):
         raise ValueError(f"keep is {cfg.keep!r}, choose 'success' or 'all'")
     pick_device(cfg.device)
-    tasks = list(cfg.task) if isinstance(cfg.task, ListConfig) else [cfg.task]
+    tasks = tasks_of(cfg)
     # An environment that does not exist is refused before a folder is made for it.
-    _make_env(cfg, tasks[0]).close()
+    maker(cfg, tasks[0])().close()
     out = out_dir(cfg, "collect")
     path = out / "store.zarr"
     try:
         for task in tasks:
             outcome = record_task(cfg, path, task, tasks)
-            print(describe(outcome))
+            print((f"{task}: " if len(tasks) > 1 else "") + describe(outcome, cfg))
             if outcome.is_interrupted:
                 print(f"go on with the same command and out={out}")
                 raise KeyboardInterrupt

@@ -88,7 +88,8 @@ def run(cfg: DictConfig) -> int:
         return report(findings)
     given = cfg.store.get("contract")
     contract = None if given is None else instantiate(given)
-    return report(examine_store(path, contract))
+    sources = instantiate(cfg.store.get("sources"), _convert_="all")
+    return report(examine_store(path, contract, sources=sources))
 
 
 def report(findings: list[Finding]) -> int:

@@ -1,17 +1,19 @@
 """Measure a checkpoint on unseen starts: score and success with 95 % intervals, videos.
 
     cadence evaluate checkpoint=outputs/train/latest env=pillar episodes=100 seed=100000
+    cadence evaluate checkpoint=outputs/train/latest env=metaworld_10 episodes=20  # of each task
 
 Episode i starts from seed `seed + i`. Its result depends on the checkpoint, the sampler and that
 seed, not on `num_envs`. An episode's score is its best reward (the protocol of Diffusion Policy,
-RSS 2023); the score's interval is a bootstrap over episodes, the success rate's is Wilson's.
+RSS 2023); the score's interval is a bootstrap over episodes, the success rate's is Wilson's. Of
+several tasks each is played from the same seeds, and shown in a table besides the mean.
 
 Writes results.json (episodes, score, success, their intervals, calls_per_action, fingerprint) and
 videos/*.mp4. Ctrl-C keeps the finished episodes, marked as incomplete.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
 from policy.play import Episode, play
 from policy.statistics import bootstrap_interval, wilson_interval
+from policy.tasks import maker, tasks_of
 from policy.video import film
 
 
@@ -68,6 +71,16 @@ def summary_line(results: dict) -> str:
     )
 
 
+def task_table(tasks: Mapping[str, Mapping]) -> str:
+    """One line per task: its success with interval, and the mean number of steps."""
+    width = max(map(len, tasks))
+    return "\n".join(
+        f"{task:<{width}}  success {each['success']:.3f} [{each['success_interval'][0]:.3f}, "
+        f"{each['success_interval'][1]:.3f}]  steps {each['mean_length']:.0f}"
+        for task, each in tasks.items()
+    )
+
+
 def run(cfg: DictConfig) -> dict:
     """Evaluate as configured; returns what results.json holds."""
     if cfg.episodes < 1:
@@ -81,28 +94,38 @@ def run(cfg: DictConfig) -> dict:
         inference_delay=cfg.inference_delay,
         device=device,
         rows=cfg.rows,
+        goal_weight=cfg.goal_weight,
     )
-    make_env = instantiate(cfg.env)
-    modes = check_env(agent, make_env, checkpoint=cfg.checkpoint)
+    makers = {task: maker(cfg, task) for task in tasks_of(cfg)}
+    modes: Sequence[str] = ()
+    for make_env in makers.values():
+        modes = check_env(agent, make_env, checkpoint=cfg.checkpoint)
     out = out_dir(cfg, "evaluate")
     print(
         f"checkpoint: {cfg.checkpoint}, weights: {agent.weights}, device: {device}, {agent.calls}"
     )
-    episodes = measure(agent, make_env, cfg)
+    by_task = measure_tasks(agent, makers, cfg)
+    episodes = [episode for part in by_task.values() for episode in part]
     results = {
         **summarise(episodes, modes),
-        "complete": len(episodes) == cfg.episodes,
+        "complete": len(episodes) == cfg.episodes * len(makers),
         "calls_per_action": agent.nfe / agent.horizons.action,
         "calls_per_action_in_all": agent.calls_in_all([e.length for e in episodes]),
         "nfe": agent.nfe,
         "start_nfe": agent.sampler.start_nfe,
         "action_horizon": agent.horizons.action,
         "inference_delay": cfg.inference_delay,
+        "goal_weight": cfg.goal_weight,
         "checkpoint": str(cfg.checkpoint),
         "env": plain(cfg.env),
         "sampler": plain(cfg.sampler),
         "seed": cfg.seed,
-        "episodes": [asdict(episode) for episode in episodes],
+        "tasks": {str(task): summarise(part, modes) for task, part in by_task.items() if task},
+        "episodes": [
+            {"task": task, **asdict(episode)} if task else asdict(episode)
+            for task, part in by_task.items()
+            for episode in part
+        ],
         "fingerprint": fingerprint(),
     }
     try:
@@ -111,7 +134,9 @@ def run(cfg: DictConfig) -> dict:
         print(summary_line(results))  # A full disk must not cost the answer.
         raise
     if results["complete"]:
-        film_first(agent, make_env, cfg, out / "videos")
+        film_first(agent, makers, cfg, out / "videos")
+    if len(makers) > 1:
+        print(task_table(results["tasks"]))
     print(summary_line(results))
     if not results["complete"]:
         raise KeyboardInterrupt
@@ -135,6 +160,29 @@ def check_env(agent: Agent, make_env: MakeEnv, *, checkpoint: str) -> Sequence[s
         return env.metadata.get("modes", ())
     finally:
         env.close()
+
+
+def measure_tasks(
+    agent: Agent, makers: Mapping[str | None, MakeEnv], cfg: DictConfig
+) -> dict[str | None, list[Episode]]:
+    """The episodes of each task in turn; after Ctrl-C those that were finished.
+
+    Raises:
+        KeyboardInterrupt: none was finished.
+    """
+    finished: dict[str | None, list[Episode]] = {}
+    for number, (task, make_env) in enumerate(makers.items(), start=1):
+        if len(makers) > 1:
+            print(f"[{number}/{len(makers)}] {task}")
+        try:
+            finished[task] = measure(agent, make_env, cfg)
+        except KeyboardInterrupt:
+            if not finished:
+                raise
+            break
+        if len(finished[task]) < cfg.episodes:
+            break
+    return finished
 
 
 def measure(agent: Agent, make_env: MakeEnv, cfg: DictConfig) -> list[Episode]:
@@ -162,13 +210,23 @@ def measure(agent: Agent, make_env: MakeEnv, cfg: DictConfig) -> list[Episode]:
     return sorted(finished, key=lambda episode: episode.seed)
 
 
-def film_first(agent: Agent, make_env: MakeEnv, cfg: DictConfig, folder: Path) -> None:
-    """Videos of the first episodes, played again; where nothing renders, say so and go on."""
+def film_first(
+    agent: Agent, makers: Mapping[str | None, MakeEnv], cfg: DictConfig, folder: Path
+) -> None:
+    """Videos of each task's first episodes, played again; where nothing renders, say so and go on.
+
+    Args:
+        agent: whose chunks are executed.
+        makers: task -> what makes its environment.
+        cfg: with the number of `videos`, of `episodes`, and the first `seed`.
+        folder: of the files.
+    """
     try:
-        for seed in range(cfg.seed, cfg.seed + min(cfg.videos, cfg.episodes)):
-            path = folder / f"seed_{seed}.mp4"
-            film(agent, make_env, seed=seed, path=path)
-            print(f"video: {path}")
+        for task, make_env in makers.items():
+            for seed in range(cfg.seed, cfg.seed + min(cfg.videos, cfg.episodes)):
+                name = f"{task}_seed_{seed}" if len(makers) > 1 else f"seed_{seed}"
+                film(agent, make_env, seed=seed, path=folder / f"{name}.mp4")
+                print(f"video: {folder / name}.mp4")
     except (RenderingError, RuntimeError, OSError) as error:  # MuJoCo, pygame, the encoder
         print(f"no video: {error}")
 

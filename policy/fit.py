@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from data.anchors import fit_anchors
 from data.dataset import WindowDataset
-from policy.build import from_checkpoint, trained_levels
+from policy.build import check_targets, from_checkpoint, trained_levels
 from policy.checkpoint import LoadedCheckpoint, load
 from policy.diffusion.grid_fit import Trajectory, fit_grids, trajectory
 from policy.diffusion.noise import randn
@@ -123,8 +123,10 @@ def open_windows(cfg: DictConfig, loaded: LoadedCheckpoint) -> WindowDataset:
     """
     store = instantiate(cfg.store)
     this, that = f"checkpoint {cfg.checkpoint}", f"store {store.path}"
-    loaded.contract.check(store.contract, this=this, that=that)
-    dataset = WindowDataset(store, loaded.horizons)
+    cfg_trained = OmegaConf.create({"goals": loaded.config.get("goals")})
+    check_targets(cfg_trained, ("data.goals",))
+    dataset = WindowDataset(store, loaded.horizons, goals=instantiate(cfg_trained.goals))
+    loaded.contract.check(dataset.contract, this=this, that=that)
     print(f"store: {store.path}: {dataset.report}")
     if store.digest() != loaded.store_digest:
         print(f"note: {this} was trained on another store, or this one has changed since")
@@ -153,7 +155,7 @@ def draw_start(
 ) -> Start:
     """Observations drawn from all windows, and noise for each."""
     indices = torch.randperm(len(dataset), generator=generator)[:n_windows]
-    batch = dataset.batch(indices)
+    batch = dataset.batch(indices, generator)
     cond = policy.encode({name: value.to(device) for name, value in batch.observation.items()})
     shape = policy.chunk(batch.action.to(device)).shape
     return Start(policy, cond, randn(shape, generator).to(device))

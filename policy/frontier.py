@@ -6,7 +6,8 @@ r"""What each sampler gives for what it costs, on one checkpoint: success, calls
         'suite.rows=[{sampler: rti, set: {n_steps: 2}, action: 4}, {sampler: ddim_8, action: 4}]'
 
 A suite (configs/suite) is a list of rows: a sampler, settings of it that differ from its file,
-executed actions per chunk, and control steps from an observation to the first action of its chunk.
+executed actions per chunk, control steps from an observation to the first action of its chunk, and
+the weight of the goal where the policy has one.
 For each row:
 
 * success and score over the same unseen starts, with 95 % intervals, and the ways taken;
@@ -43,7 +44,7 @@ from policy.play import Episode, Executor, play
 from policy.reaction import can_displace, measure_reaction
 
 RESULTS = "frontier.json"
-ROW = {"sampler": "", "set": {}, "action": None, "delay": 0}
+ROW = {"sampler": "", "set": {}, "action": None, "delay": 0, "goal_weight": 1.0}
 
 
 def read_rows(cfg: DictConfig) -> list[dict]:
@@ -61,10 +62,12 @@ def read_rows(cfg: DictConfig) -> list[dict]:
         if unknown or not row.get("sampler"):
             raise ValueError(f"a row is {row}: it needs a sampler, and may have {sorted(ROW)}")
         whole = type(row.get("action", 1)) is int and type(row.get("delay", 0)) is int
+        weight = row.get("goal_weight", 1.0)
+        whole = whole and isinstance(weight, int | float)
         if not whole or not isinstance(row.get("set", {}), dict):
             raise ValueError(
-                f"a row is {row}: action and delay must be whole numbers, set must be settings "
-                f"such as {{n_steps: 2}}"
+                f"a row is {row}: action and delay must be whole numbers, goal_weight a number, "
+                f"set must be settings such as {{n_steps: 2}}"
             )
     return [{**ROW, **row} for row in rows]
 
@@ -73,7 +76,8 @@ def name_of(row: dict) -> str:
     """A row in one line."""
     delay = f", {row['delay']} late" if row["delay"] else ""
     settings = " ".join(["", *_flat(row["set"])])
-    return f"{row['sampler']}{settings}, {row['action']} executed{delay}"
+    goal = f", goal x {row['goal_weight']:g}" if row["goal_weight"] != 1 else ""
+    return f"{row['sampler']}{settings}, {row['action']} executed{delay}{goal}"
 
 
 def _flat(settings: dict, prefix: str = "") -> list[str]:
@@ -129,7 +133,8 @@ class Rig:
         )
         sampler = instantiate(compose_sampler(row["sampler"], row["set"]))(space=space)
         n_rows = int(self._cfg.rows) if rows is None else rows
-        return Agent(self._policy, sampler, device=self._device, rows=n_rows)
+        given = {"rows": n_rows, "goal_weight": float(row["goal_weight"])}
+        return Agent(self._policy, sampler, device=self._device, **given)
 
     def complete(self, row: dict) -> dict:
         """A row with its executed actions, its name and its sampler's whole configuration."""

@@ -5,7 +5,8 @@ It neither samples nor trains; samplers and the loss take it as `policy.types.De
 Shape legend: `B` batch, `To Tp` observed and predicted steps, `Da` action size, `C` condition size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -64,15 +65,10 @@ class DiffusionPolicy(nn.Module):
             sigma: [Tp] >= 0, the same in all samples.
         """
         c = self.preconditioning(sigma)
-        net = self.net.at(c.c_noise) if hasattr(self.net, "at") else None
+        net = getattr(self.net, "at", partial(_at, self.net))(c.c_noise)
 
-        def denoise(x: Tensor, _: Tensor, cond: Tensor) -> Tensor:
-            scaled = c.c_in[:, None] * x
-            raw = (
-                self.net(scaled, c.c_noise.expand(len(x), -1), cond)
-                if net is None
-                else net(scaled, cond)
-            )
+        def denoise(x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+            raw = net(c.c_in[:, None] * x, cond)
             return c.c_skip[:, None] * x + c.c_out[:, None] * raw
 
         return denoise
@@ -85,17 +81,38 @@ class DiffusionPolicy(nn.Module):
         Args:
             sigma: [B, Tp] >= 0, levels of the batch.
         """
-        if not hasattr(self.net, "penalty"):
-            return sigma.new_zeros(())
-        return self.net.penalty(self.preconditioning(sigma).c_noise)
+        penalty = getattr(self.net, "penalty", None)
+        c_noise = self.preconditioning(sigma).c_noise
+        return c_noise.new_zeros(()) if penalty is None else penalty(c_noise)
 
-    def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
+    def encode(self, observation: Mapping[str, Tensor], *, with_goal: bool = True) -> Tensor:
         """Condition [B, C] of an observation; once per chunk. For errors see `features`.
 
         Args:
             observation: field name -> [B, To, ...] in physical units; further fields are ignored.
+            with_goal: whether the goal is looked at.
         """
-        return self.encoder(self.features(observation))
+        cond = self.encoder(self.features(observation))
+        return cond if with_goal else self.without_goal(cond)
+
+    def without_goal(self, cond: Tensor) -> Tensor:
+        """The condition [B, C] of `encode` less its goal.
+
+        Raises:
+            ValueError: the policy has no goals.
+        """
+        without_goal = getattr(self.encoder, "without_goal", None)
+        if without_goal is None:
+            raise ValueError(
+                f"the policy has no goal to leave out: its encoder, {type(self.encoder).__name__}, "
+                f"lacks without_goal(cond); train with encoder=goal"
+            )
+        return without_goal(cond)
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether the condition tells a goal that can be left out of it."""
+        return hasattr(self.encoder, "without_goal")
 
     def features(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Field name -> normalised features [B, To, F], of an image [B, To, H, W, C].
@@ -132,3 +149,8 @@ class DiffusionPolicy(nn.Module):
     def actions(self, x: Tensor) -> Tensor:
         """Actions [B, Tp, ...] in physical units from chunks [B, Tp, Da] in the network's scale."""
         return self.normalizer.unnormalize("action", x)
+
+
+def _at(net: nn.Module, c_noise: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A network f(x [B, Tp, Da], cond [B, C]) at given levels [Tp]."""
+    return lambda x, cond: net(x, c_noise.expand(len(x), -1), cond)

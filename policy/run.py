@@ -154,6 +154,7 @@ def run(cfg: DictConfig) -> dict:
         action_horizon=cfg.action_horizon,
         device=device,
         rows=1,
+        goal_weight=cfg.goal_weight,
     )
     robot = instantiate(cfg.robot)(
         instantiate(cfg.env), clock=WallClock().now, read_contract=Contract.from_json

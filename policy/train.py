@@ -1,6 +1,7 @@
 """Train a diffusion policy on a store of demonstrations.
 
     cadence train store.path=outputs/collect/latest/store.zarr minutes=5
+    cadence train store=mixture 'store.paths=[a/store.zarr,b/store.zarr]' 'store.weights=[3,1]'
     cadence train experiment=push_t_human store.path=PATH/pusht_cchi_v7_replay.zarr
     cadence train resume=outputs/train/latest
 
@@ -21,9 +22,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from data.dataset import WindowDataset, split_episodes
+from data.dataset import WindowDataset
+from data.demonstrations import Demonstrations
+from data.mixture import split, visits_of
 from data.normalize import Normalizer
-from data.store import EpisodeStore
 from data.types import Horizons
 from policy.budget import Budget, learning_rate_scale
 from policy.build import TRAINING_MODULES, assemble, check_targets
@@ -35,7 +37,7 @@ from policy.interruption import Interruption
 from policy.metrics import MetricsWriter
 from policy.precision import pick_precision
 from policy.progress import progress_bar
-from policy.trainer import Trainer, WindowOrder
+from policy.trainer import GOALS, Trainer, WindowOrder, seeded
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Run:
 
     cfg: DictConfig
     out: Path
-    store: EpisodeStore
+    store: Demonstrations
     dataset: WindowDataset
     holdout: WindowDataset | None
     trainer: Trainer
@@ -85,7 +87,7 @@ class Run:
         )
 
 
-def prepare(cfg: DictConfig, store: EpisodeStore, out: Path) -> Run:
+def prepare(cfg: DictConfig, store: Demonstrations, out: Path) -> Run:
     """Everything at step 0.
 
     Raises:
@@ -99,20 +101,23 @@ def prepare(cfg: DictConfig, store: EpisodeStore, out: Path) -> Run:
     use_threads(cfg.threads)
     device = pick_device(cfg.device)
     horizons = Horizons(**cfg.horizons)
-    learn, hold = split_episodes(store.n_episodes, cfg.holdout, seed=cfg.seed)
-    dataset = WindowDataset(store, horizons, episodes=learn, device=device)
+    learn, hold = split(store, cfg.holdout, seed=cfg.seed)
+    goals = instantiate(cfg.get("goals"))  # Runs of older programs have none.
+    dataset = WindowDataset(store, horizons, episodes=learn, device=device, goals=goals)
     print(f"store: {store.path}: {dataset.report}")
-    WindowOrder(len(dataset), cfg.batch_size, seed=cfg.seed)  # Refuses a batch that is too large.
+    window_order(cfg, dataset)  # Refuses a batch that is too large.
     has_holdout = (store.lengths_of(hold) >= horizons.action).any()
-    holdout = WindowDataset(store, horizons, episodes=hold, device=device) if has_holdout else None
-    if holdout is None:
+    holdout = None
+    if has_holdout:
+        holdout = WindowDataset(store, horizons, episodes=hold, device=device, goals=goals)
+    else:
         print("no episode is held out, so there is no validation loss")
     symmetry = instantiate(cfg.get("symmetry"))  # Runs of older programs have none.
     if symmetry is not None:
-        symmetry.check(store.contract)
+        symmetry.check(dataset.contract)
     torch.manual_seed(cfg.seed)  # of the initial weights
-    normalizer = Normalizer.fit(store.contract, dataset.arrays())
-    policy = assemble(cfg, store.contract, horizons, normalizer).to(device)
+    normalizer = Normalizer.fit(dataset.contract, dataset.arrays())
+    policy = assemble(cfg, dataset.contract, horizons, normalizer).to(device)
     n_parameters = sum(p.numel() for p in policy.parameters())
     print(f"policy: {n_parameters / 1e6:.2f} M parameters")
     optimizer = instantiate(cfg.optimizer)(policy.parameters())
@@ -123,6 +128,8 @@ def prepare(cfg: DictConfig, store: EpisodeStore, out: Path) -> Run:
         loss=instantiate(cfg.loss),
         augment=instantiate(cfg.augment),
         symmetry=symmetry,
+        crop=instantiate(cfg.get("crop")),  # The same goes for these.
+        draws=cfg.get("draws", 1),
         seed=cfg.seed,
         autocast=False,
     )
@@ -132,11 +139,18 @@ def prepare(cfg: DictConfig, store: EpisodeStore, out: Path) -> Run:
     return Run(cfg, out, store, dataset, holdout, trainer, store.digest())
 
 
+def window_order(cfg: DictConfig, dataset: WindowDataset) -> WindowOrder:
+    """Which windows each step trains on."""
+    visits = visits_of(dataset.store, dataset.episodes, dataset.horizons)
+    n_windows = len(dataset if visits is None else visits)
+    return WindowOrder(n_windows, cfg.batch_size, seed=cfg.seed, visits=visits)
+
+
 def fit(run: Run) -> bool:
     """Train until the budget is spent or Ctrl-C; returns whether it was spent."""
     cfg, trainer = run.cfg, run.trainer
     budget = Budget(cfg.steps, cfg.minutes)
-    order = WindowOrder(len(run.dataset), cfg.batch_size, seed=cfg.seed)
+    order = window_order(cfg, run.dataset)
     start = time.monotonic() - run.seconds
     with (
         MetricsWriter(run.out / "metrics.jsonl", tensorboard=cfg.tensorboard) as metrics,
@@ -151,7 +165,9 @@ def fit(run: Run) -> bool:
             if interruption.requested:
                 return False
             scale = learning_rate_scale(trainer.step_count, progress, warmup_steps=cfg.warmup_steps)
-            trainer.step(run.dataset.batch(order.indices(trainer.step_count)), scale)
+            count = trainer.step_count
+            times = seeded(cfg.seed, purpose=GOALS, count=count, device=trainer.device)
+            trainer.step(run.dataset.batch(order.indices(count), times), scale)
             run.seconds = time.monotonic() - start
             bar.update()
             spent = budget.progress(trainer.step_count, run.seconds)
@@ -227,13 +243,21 @@ def refuse_occupied(cfg: DictConfig) -> None:
         )
 
 
+def make_absolute(store: DictConfig) -> None:
+    """Let a configured store, or several, be found from any folder."""
+    if "paths" in store:
+        store.paths = [str(Path(str(path)).absolute()) for path in store.paths]
+    else:
+        store.path = str(Path(str(store.path)).absolute())
+
+
 def run(cfg: DictConfig) -> Path:
     """Train as configured; returns the run's folder."""
     if cfg.resume is not None:
         this = resume(Path(cfg.resume))
     else:
         cfg = cfg.copy()
-        cfg.store.path = str(Path(str(cfg.store.path)).absolute())
+        make_absolute(cfg.store)
         refuse_occupied(cfg)
         this = prepare(cfg, instantiate(cfg.store), Path())
         # Only now, so that a refused run leaves no folder and `latest` as it was.

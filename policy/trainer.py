@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.augment import FeatureNoise, Mirror
+from data.augment import FeatureNoise, Mirror, RandomCrop
 from data.dataset import WindowDataset
 from data.types import Batch
 from policy.diffusion.loss import DenoisingLoss
@@ -20,8 +20,10 @@ from policy.ema import EMA
 from policy.model import DiffusionPolicy
 from policy.state_tree import State
 
+# (field name -> features [B, To, F], generator) -> features that are trained on
+Augment = Callable[[Mapping[str, Tensor], torch.Generator], Mapping[str, Tensor]]
 # Streams of random numbers that must not coincide.
-ORDER, NOISE, VALIDATION, LAYERS = range(4)
+ORDER, NOISE, VALIDATION, LAYERS, GOALS = range(5)
 
 
 def hashed(seed: int, *, purpose: int, count: int) -> int:
@@ -36,7 +38,7 @@ def seeded(seed: int, *, purpose: int, count: int, device: torch.device | str) -
 
     Args:
         seed: of the run.
-        purpose: ORDER, NOISE, VALIDATION or LAYERS.
+        purpose: ORDER, NOISE, VALIDATION, LAYERS or GOALS.
         count: step or epoch.
         device: of the generator.
     """
@@ -49,21 +51,30 @@ class WindowOrder:
     The permutation of the present epoch is kept; it follows from the seed and the epoch alone.
 
     Args:
-        n_windows: size of the data set.
+        n_windows: of an epoch.
         batch_size: windows of one step.
         seed: of the run.
+        visits: epoch -> [n_windows] the windows that it visits; None: 0 .. n_windows - 1.
 
     Raises:
         ValueError: there are fewer windows than a batch needs.
     """
 
-    def __init__(self, n_windows: int, batch_size: int, *, seed: int):
+    def __init__(
+        self,
+        n_windows: int,
+        batch_size: int,
+        *,
+        seed: int,
+        visits: Callable[[int], Tensor] | None = None,
+    ):
         if not 1 <= batch_size <= n_windows:
             raise ValueError(
                 f"batch_size is {batch_size}, the data set has {n_windows} windows: "
                 f"give 1..{n_windows}, or collect more demonstrations"
             )
         self.n_windows, self.batch_size, self.seed = n_windows, batch_size, seed
+        self.visits = visits
         self.steps_per_epoch = n_windows // batch_size
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
@@ -72,7 +83,9 @@ class WindowOrder:
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = seeded(self.seed, purpose=ORDER, count=epoch, device="cpu")
-            self._epoch, self._order = epoch, torch.randperm(self.n_windows, generator=generator)
+            order = torch.randperm(self.n_windows, generator=generator)
+            self._epoch = epoch
+            self._order = order if self.visits is None else self.visits(epoch)[order]
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
@@ -88,6 +101,8 @@ class Trainer:
         loss: DenoisingLoss,
         augment: FeatureNoise,
         symmetry: Mirror | None = None,
+        crop: RandomCrop | None = None,
+        draws: int = 1,
         seed: int,
         autocast: bool,
     ):
@@ -100,11 +115,19 @@ class Trainer:
             loss: of chunks.
             augment: of observations in training.
             symmetry: of the task, used in training.
+            crop: of pictures, used in training.
+            draws: noisy chunks of each window in a step, with one encoding of the observation.
             seed: of the run.
             autocast: whether networks run in bfloat16.
+
+        Raises:
+            ValueError: `draws` is not positive.
         """
+        if draws < 1:
+            raise ValueError(f"draws is {draws}, it must be at least 1")
         self.policy, self.optimizer, self.ema = policy, optimizer, ema
-        self.loss, self.augment, self.symmetry = loss, augment, symmetry
+        self.loss, self.augment, self.symmetry, self.crop = loss, augment, symmetry, crop
+        self.draws = draws
         self.seed, self.autocast = seed, autocast
         self.device = next(policy.parameters()).device
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -122,7 +145,12 @@ class Trainer:
         # Layers with chance of their own (dropout, routing) draw from torch's global generator.
         torch.manual_seed(hashed(self.seed, purpose=LAYERS, count=self.step_count))
         loss = self._loss(
-            self.policy, batch, generator, augment=self.augment, penalty=self.policy.penalty
+            self.policy,
+            batch,
+            generator,
+            augment=self._augmented,
+            draws=self.draws,
+            penalty=self.policy.penalty,
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -130,6 +158,13 @@ class Trainer:
         self.step_count += 1
         self.ema.update(self.policy)
         self.loss_sum += loss.detach()
+
+    def _augmented(
+        self, features: Mapping[str, Tensor], generator: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """Features as they are trained on."""
+        features = self.augment(features, generator)
+        return features if self.crop is None else self.crop(features, generator)
 
     def is_finite(self) -> bool:
         """Whether all weights are numbers."""
@@ -148,7 +183,8 @@ class Trainer:
         model = self.ema.module
         for number, indices in enumerate(torch.arange(n_windows).split(batch_size)):
             generator = seeded(self.seed, purpose=VALIDATION, count=number, device=self.device)
-            loss = self._loss(model, dataset.batch(indices), generator, augment=FeatureNoise(0.0))
+            batch = dataset.batch(indices, generator)
+            loss = self._loss(model, batch, generator, augment=FeatureNoise(0.0))
             total += float(loss) * len(indices)
         return total / n_windows
 
@@ -158,16 +194,17 @@ class Trainer:
         batch: Batch,
         generator: torch.Generator,
         *,
-        augment: FeatureNoise,
+        augment: Augment,
+        draws: int = 1,
         penalty: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         features = augment(policy.features(batch.observation), generator)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return self.loss(
                 policy,
-                policy.chunk(batch.action),
-                policy.encoder(features),
-                is_pad=batch.is_pad,
+                policy.chunk(batch.action).repeat_interleave(draws, dim=0),
+                policy.encoder(features).repeat_interleave(draws, dim=0),
+                is_pad=batch.is_pad.repeat_interleave(draws, dim=0),
                 preconditioning=policy.preconditioning,
                 generator=generator,
                 penalty=penalty,

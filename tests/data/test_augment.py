@@ -1,9 +1,9 @@
-"""Noise on observations, and symmetries."""
+"""Noise on observations, crops, and symmetries."""
 
 import pytest
 import torch
 
-from data.augment import FeatureNoise, Mirror, SignedPermutation
+from data.augment import FeatureNoise, ImageSymmetry, Mirror, RandomCrop, SignedPermutation
 from data.types import Batch, Contract, Field
 
 
@@ -35,6 +35,71 @@ def test_images_and_zero_noise_change_nothing():
 def test_a_negative_deviation_is_refused():
     with pytest.raises(ValueError, match="at least 0"):
         FeatureNoise(-0.1)
+
+
+def numbered(batch: int, steps: int, height: int, width: int) -> torch.Tensor:
+    """Pictures [B, To, H, W, 3] whose channels are row, column and 100 x window + step."""
+    image = torch.zeros(batch, steps, height, width, 3)
+    image[..., 0] = torch.arange(height)[:, None]
+    image[..., 1] = torch.arange(width)
+    image[..., 2] = (100 * torch.arange(batch)[:, None] + torch.arange(steps))[..., None, None]
+    return image
+
+
+def test_a_crop_is_a_window_of_its_picture_and_the_same_in_all_steps():
+    given = {"camera": numbered(50, 2, 7, 9), "state": torch.rand(50, 2, 3)}
+    got = RandomCrop(5)(given, generator())
+    assert torch.equal(got["state"], given["state"])
+    for window, crop in enumerate(got["camera"]):
+        top, left = int(crop[0, 0, 0, 0]), int(crop[0, 0, 0, 1])
+        cut_out = given["camera"][window, :, top : top + 5, left : left + 5]
+        assert torch.equal(crop, cut_out)
+
+
+def test_every_place_of_a_crop_is_equally_likely():
+    n = 6000
+    crop = RandomCrop(5)({"camera": numbered(n, 1, 7, 6)}, generator())["camera"]
+    for channel, n_places in ((0, 3), (1, 2)):  # rows 0..2, columns 0..1
+        counts = torch.bincount(crop[:, 0, 0, 0, channel].long(), minlength=n_places)
+        assert len(counts) == n_places
+        # Five standard deviations of a binomial.
+        spread = 5 * (n / n_places * (1 - 1 / n_places)) ** 0.5
+        assert (counts - n / n_places).abs().max() < spread
+
+
+def test_a_crop_of_the_whole_picture_changes_nothing():
+    camera = numbered(3, 2, 6, 6)
+    assert torch.equal(RandomCrop(6)({"camera": camera}, generator())["camera"], camera)
+
+
+def test_impossible_crops_are_refused():
+    with pytest.raises(ValueError, match="size is 0 px"):
+        RandomCrop(0)
+    with pytest.raises(ValueError, match="'camera' are 6 x 8 px, a crop of 7 px is wanted"):
+        RandomCrop(7)({"camera": numbered(1, 1, 6, 8)}, generator())
+
+
+def test_a_picture_is_flipped_first_and_transposed_then():
+    picture = torch.tensor([[1, 2], [3, 4]])[..., None]  # [H, W, 1]
+
+    def turned(**settings: bool) -> list:
+        return ImageSymmetry(**settings)(picture)[..., 0].tolist()
+
+    assert turned() == [[1, 2], [3, 4]]
+    assert turned(flip_rows=True) == [[3, 4], [1, 2]]
+    assert turned(flip_columns=True) == [[2, 1], [4, 3]]
+    assert turned(transpose=True) == [[1, 3], [2, 4]]
+    assert turned(flip_rows=True, flip_columns=True, transpose=True) == [[4, 2], [3, 1]]
+    assert turned(flip_rows=True, transpose=True) == [[3, 1], [4, 2]]  # a quarter turn
+
+
+def test_pictures_of_all_steps_are_mirrored():
+    pictures = numbered(2, 3, 4, 4).byte()
+    mirrored = ImageSymmetry(flip_columns=True)(pictures)
+    assert mirrored.dtype == torch.uint8
+    for window in range(2):
+        for step in range(3):
+            assert torch.equal(mirrored[window, step], pictures[window, step].flip(1))
 
 
 SWAP = SignedPermutation(source=[1, 0], sign=[-1, 1], offset=[10, 0])
@@ -89,13 +154,23 @@ def test_impossible_mirrors_are_refused():
     [
         ({"state": SWAP}, r"mirrors \['state'\], the demonstrations have \['action', 'state'\]"),
         ({"state": SWAP, "action": SWAP, "camera": SWAP}, "name each of them"),
-        ({"state": SWAP, "action": SWAP}, r"'action' has 2 elements, the field has shape \(3,\)"),
+        (
+            {"state": SWAP, "action": SWAP},
+            r"'action' is given a symmetry of 2 elements, the field has shape \(3,\)",
+        ),
     ],
 )
 def test_a_mirror_of_other_demonstrations_is_refused(fields, message):
     contract = Contract({"state": Field((2,))}, Field((3,)), 0.1)
     with pytest.raises(ValueError, match=message):
         Mirror(fields, share=0.5).check(contract)
+
+
+def test_a_mirror_of_pictures_that_are_not_square_is_refused():
+    contract = Contract({"camera": Field((4, 6, 3), dtype="uint8")}, Field((2,)), 0.1)
+    with pytest.raises(ValueError, match=r"symmetry of \(square\) pictures.*shape \(4, 6, 3\)"):
+        Mirror({"camera": ImageSymmetry(transpose=True), "action": SWAP}, share=0.5).check(contract)
+    Mirror({"camera": ImageSymmetry(flip_rows=True), "action": SWAP}, share=0.5).check(contract)
 
 
 def test_a_mirror_of_these_demonstrations_is_accepted():

@@ -96,6 +96,15 @@ def test_images_go_from_bytes_to_plus_minus_one_and_back():
     assert normalizer.size("camera") == 256
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_picture_that_is_not_in_bytes_is_refused(dtype):
+    normalizer = Normalizer.fit(
+        contract(camera=Field((2, 2, 1), dtype="uint8")), {"action": np.zeros((1, 1))}
+    )
+    with pytest.raises(ValueError, match=f"'camera' is {dtype}, the contract says uint8"):
+        normalizer.normalize("camera", torch.zeros(1, 2, 2, 1, dtype=dtype))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

@@ -82,6 +82,22 @@ def test_only_successes_are_kept_unless_all_are_wanted(store, tmp_path):
     assert [e["success"] for e in everything.episode_metadata[:3]] == [True, False, False]
 
 
+def test_an_expert_stops_when_the_store_holds_enough_of_the_task(store):
+    experts = {"even": only_even_seeds, "fine": always(1)}
+    report = record(Counter(), experts, store, seeds=range(3), enough=2)
+    assert report.kept == {"even": 2, "fine": 2}
+    assert report.failed == {"even": 1}
+    assert report.fewest == 2
+    report = record(Counter(), experts, store, seeds=range(20), enough=3)
+    assert (report.kept, report.fewest) == ({"even": 1, "fine": 1}, 3)
+    assert [e["seed"] for e in store.episode_metadata] == [0, 0, 1, 2, 2, 4]
+
+
+def test_starts_may_be_too_few_for_what_is_wanted(store):
+    report = record(Counter(), {"even": only_even_seeds}, store, seeds=range(5), enough=9)
+    assert (report.kept, report.fewest) == ({"even": 3}, 3)
+
+
 def test_every_expert_starts_from_every_seed(store):
     record(Counter(), {"a": always(1), "b": always(0.5)}, store, seeds=[5, 3])
     assert [(e["seed"], e["expert"]) for e in store.episode_metadata] == [

@@ -11,7 +11,7 @@ import pytest
 import zarr
 import zarr.storage._local as zarr_local
 
-from data.layout import CHUNK_BYTES
+from data.layout import CHUNK_BYTES, Source
 from data.store import EpisodeStore, StoreError
 from data.types import Contract, ContractError, Field
 
@@ -128,6 +128,45 @@ def test_the_digest_depends_on_the_numbers_and_not_on_how_they_are_stored(tmp_pa
         other = foreign(tmp_path / "other", replace)
         digests.add(EpisodeStore.open(other, contract=CONTRACT).digest())
     assert len(digests) == 3
+
+
+SOURCED = Contract({"x": Field((2,)), "view": Field((4, 4, 3), "uint8")}, Field((2,)), 0.1)
+SOURCES = {"x": Source("state", [2, 0]), "view": Source("camera")}
+
+
+def test_a_field_may_be_some_elements_of_an_array_of_another_name(path):
+    store = EpisodeStore.open(foreign(path), contract=SOURCED, sources=SOURCES)
+    assert store.read("x").dtype == np.float32
+    assert store.read("x", episodes=[1]).tolist() == [[8, 6], [11, 9], [14, 12], [17, 15]]
+    assert store.read_rows("x", np.array([0, 5])).tolist() == [[2, 0], [17, 15]]
+    assert store.read("view").shape == (6, 4, 4, 3)
+    other = np.arange(18, dtype=np.float64).reshape(6, 3)
+    other[0, 1] = np.nan  # which is not among the elements
+    path = foreign(path.with_name("other"), {"data/state": other})
+    assert store.digest() == EpisodeStore.open(path, contract=SOURCED, sources=SOURCES).digest()
+
+
+def test_a_store_of_ours_keeps_its_fields_under_their_names(path):
+    store = EpisodeStore.create(path, SOURCED)
+    values = {"x": np.ones((3, 2)), "view": np.zeros((3, 4, 4, 3), np.uint8)}
+    store.append({**values, "action": np.zeros((3, 2))})
+    again = EpisodeStore.open(path, contract=SOURCED, sources=SOURCES)
+    assert again.read("x").tolist() == [[1, 1]] * 3
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ({"x": Source("pose", [0, 1])}, r"lacks the array data/pose; it has \['action', 'camera'"),
+        ({"x": Source("state", [0, 3])}, r"elements \[0, 3\] are wanted of state.* shape \(3,\)"),
+        ({"x": Source("camera", [0, 1])}, r"of camera, of which a step has shape \(4, 4, 3\)"),
+        ({"x": Source("state", [0])}, r"a step of x has shape \(1,\), the contract says \(2,\)"),
+        ({"y": Source("state")}, r"the fields \['y'\], the contract has \['action', 'view', 'x'\]"),
+    ],
+)
+def test_impossible_sources_are_refused(path, sources, message):
+    with pytest.raises(StoreError, match=message):
+        EpisodeStore.open(foreign(path), contract=SOURCED, sources={**SOURCES, **sources})
 
 
 def test_a_given_contract_may_ask_for_fewer_fields(path):
@@ -359,6 +398,14 @@ def test_an_image_in_floats_must_hold_bytes(path, value):
     camera[4, 1] = value
     store = EpisodeStore.open(foreign(path, {"data/camera": camera}), contract=CONTRACT)
     with pytest.raises(StoreError, match="does not fit the contract's dtype uint8 at step 4"):
+        store.read("camera")
+
+
+def test_pictures_of_0_to_1_are_refused_with_both_ranges(path):
+    camera = np.linspace(0, 1, 6 * 48, dtype=np.float32).reshape(6, 4, 4, 3)
+    store = EpisodeStore.open(foreign(path, {"data/camera": camera}), contract=CONTRACT)
+    message = r"float32 numbers of 0..1\) does not fit the contract's dtype uint8 at step 0"
+    with pytest.raises(StoreError, match=message):
         store.read("camera")
 
 

@@ -7,6 +7,7 @@ import pytest
 import zarr
 
 from data.doctor import examine_store
+from data.layout import Source
 from data.store import EpisodeStore
 from data.types import Contract, Field
 
@@ -57,6 +58,15 @@ def test_no_contract(path):
     writable(path).attrs.put({})
     assert codes(path) == [("S002", "error")]
     assert codes(path, CONTRACT) == []
+
+
+def test_fields_of_a_foreign_store_may_have_other_names(path):
+    writable(path).attrs.put({})
+    contract = Contract({"x": Field((1,))}, Field((1,)), 0.1)
+    assert codes(path, contract) == [("S004", "error")]
+    assert examine_store(path, contract, sources={"x": Source("state", [1])}) == []
+    (finding,) = examine_store(path, contract, sources={"x": Source("state", [2])})
+    assert (finding.code, "elements [2]" in finding.message) == ("S005", True)
 
 
 def test_a_newer_program(path):

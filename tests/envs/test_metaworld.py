@@ -2,9 +2,11 @@
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from data.types import Contract
 from envs import metaworld
@@ -69,6 +71,32 @@ def test_contract_names_the_task():
 
 
 @needs_package
+def test_one_of_several_tasks_is_told_and_the_expert_minds_nothing():
+    env = metaworld.make("drawer-open-v3", tasks=TASKS)
+    observation, _ = env.reset(seed=0)
+    assert observation["task"].tolist() == [0, 0, 1]
+    contract = Contract.from_json(env.metadata["contract"])
+    assert contract.observation["task"].frame == ", ".join(TASKS)
+    assert contract.task == "drawer-open-v3"
+    assert episode(env, 0)[1]
+
+
+@needs_package
+@pytest.mark.parametrize(("name", "n_tasks"), [("metaworld_10", 10), ("metaworld_50", 50)])
+def test_the_named_sets_hold_tasks_that_exist(name, n_tasks):
+    file = Path(__file__).resolve().parents[2] / "configs" / "env" / f"{name}.yaml"
+    tasks = yaml.safe_load(file.read_text())["tasks"]
+    assert len(set(tasks)) == len(tasks) == n_tasks
+    assert set(tasks) <= set(metaworld.task_names())
+
+
+@needs_package
+def test_a_task_must_be_given():
+    with pytest.raises(ValueError, match="give task=NAME, one of reach-v3, pick-place-v3"):
+        metaworld.make(None, tasks=TASKS)
+
+
+@needs_package
 def test_episode_can_go_on_after_success_to_the_limit():
     env = metaworld.make("reach-v3", ends_at_success=False)
     states, _ = episode(env, 0, steps=600)
@@ -88,6 +116,10 @@ def test_nothing_changes_for_other_users_of_the_package():
 def test_unknown_task_names_near_matches():
     with pytest.raises(ValueError, match="pick-place-v3"):
         metaworld.make("pick-plac")
+    with pytest.raises(ValueError, match="reach-v3"):
+        metaworld.make("reach-v3", tasks=["reach-v3", "reach-v"])
+    with pytest.raises(ValueError, match="'push-v3', choose one of reach-v3, pick-place-v3"):
+        metaworld.make("push-v3", tasks=TASKS)
 
 
 def test_missing_package_is_named(monkeypatch):

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import zarr
 
 from data.doctor import Finding
 from data.store import EpisodeStore
@@ -41,6 +42,24 @@ def test_a_broken_store_has_status_2_and_a_fix(store, capsys):
     printed = capsys.readouterr().out
     assert "data/state" in printed
     assert "fix:" in printed
+
+
+def test_a_named_store_says_where_its_fields_are(tmp_path, capsys):
+    """The agent's position is a part of another array, the pictures are floats."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "data/img": rng.integers(0, 256, (10, 96, 96, 3)).astype(np.float32),
+        "data/state": rng.normal(size=(10, 5)).astype(np.float32),
+        "data/action": rng.normal(size=(10, 2)).astype(np.float32),
+        "meta/episode_ends": np.array([10]),
+    }
+    group = zarr.open_group(tmp_path / "s.zarr", mode="w", zarr_format=2)
+    for key, values in arrays.items():
+        group.create_array(key, data=values)
+    assert status(f"path={tmp_path / 's.zarr'}", "store=push_t_human_pixels") == 0
+    del group["data/state"]
+    assert status(f"path={tmp_path / 's.zarr'}", "store=push_t_human_pixels") == 2
+    assert "lacks the array data/state" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_checkpoint_is_an_error(tmp_path, capsys):

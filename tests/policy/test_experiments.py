@@ -11,7 +11,8 @@ from policy.checkpoint import load
 from policy.entry import CONFIGS, compose_config
 from policy.metrics import read_metrics
 
-PLAIN = Contract(observation={"state": Field(shape=(3,))}, action=Field(shape=(2,)), control_dt=0.1)
+FIELDS = {"state": Field(shape=(3,)), "cube": Field(shape=(3,))}  # goals are made of the cube
+PLAIN = Contract(observation=FIELDS, action=Field(shape=(2,)), control_dt=0.1)
 
 
 def make_store(path, contract: Contract) -> None:

@@ -11,9 +11,9 @@ import torch
 
 from data.store import EpisodeStore
 from data.types import Contract, Field
-from policy import bench_moe, expert_figure
+from policy import bench_experts, experts
 from policy.entry import compose_config
-from policy.expert_figure import draw, served
+from policy.experts import draw, served
 from policy.nets.expert_usage import DiffusionPrior, divergence, prior, usage
 from policy.nets.experts import Experts
 from policy.nets.transformer import Transformer
@@ -166,7 +166,7 @@ def checkpoint(tmp_path_factory):
 
 def test_figure_of_a_checkpoint(checkpoint, tmp_path):
     settings = [f"checkpoint={checkpoint}", f"out={tmp_path}", "n_levels=20", "device=cpu"]
-    path = expert_figure.run(compose_config("expert_figure", settings))
+    path = experts.run(compose_config("experts", settings))
     assert path.read_bytes().startswith(b"\x89PNG")
     shares = json.loads((tmp_path / "experts.json").read_text())["served"]
     assert [sum(row) for row in shares] == pytest.approx([2, 2])
@@ -174,7 +174,7 @@ def test_figure_of_a_checkpoint(checkpoint, tmp_path):
 
 def test_impossible_figures_are_refused(checkpoint, pillar_checkpoint, tmp_path):
     def run(*settings):
-        return expert_figure.run(compose_config("expert_figure", [*settings, f"out={tmp_path}"]))
+        return experts.run(compose_config("experts", [*settings, f"out={tmp_path}"]))
 
     with pytest.raises(ValueError, match="n_levels is 1"):
         run(f"checkpoint={checkpoint}", "n_levels=1")
@@ -188,8 +188,8 @@ def test_bench_counts_the_experts_of_a_token(tmp_path):
     """A bound network does no more than its dense twin; unbound, the routers come on top."""
     size, n_tokens = 16, 5
     settings = ["net.size=16", "net.n_layers=2", "repeats=2", "pred_horizon=4", "n_levels=2"]
-    cfg = compose_config("bench_moe", [*settings, f"out={tmp_path}", "device=cpu"])
-    rows = bench_moe.run(cfg)["rows"]
+    cfg = compose_config("bench_experts", [*settings, f"out={tmp_path}", "device=cpu"])
+    rows = bench_experts.run(cfg)["rows"]
     experts, bound, dense, dense_bound = (row["multiply_adds"] for row in rows.values())
     router = 2 * (2 * size**2 + 2 * size * 4)  # Of a token, in two layers.
     embed = 8 * size**2  # Of an action's level.
@@ -204,4 +204,4 @@ def test_bench_counts_the_experts_of_a_token(tmp_path):
 
 def test_bench_needs_experts(tmp_path):
     with pytest.raises(ValueError, match=r"UNet1d without experts .* net=moe_small"):
-        bench_moe.run(compose_config("bench_moe", ["net=unet1d_small", f"out={tmp_path}"]))
+        bench_experts.run(compose_config("bench_experts", ["net=unet1d_small", f"out={tmp_path}"]))

@@ -158,6 +158,20 @@ def test_classifier_free_guidance_of_gaussians():
         torch.testing.assert_close(guided(x, sigma, cond), gaussian(x, sigma, weight * cond))
 
 
+def test_each_row_has_its_own_null_condition():
+    """Also where a call has several chunks per row, the row varying fastest."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(6, TP, DA, generator=generator, dtype=F64)
+    cond, null = torch.randn(2, 3, 1, generator=generator, dtype=F64)
+    sigma = torch.full((6, TP), 0.8, dtype=F64)
+    guided = classifier_free(coupled, null_cond=null, weight=1.7)(x, sigma, cond.repeat(2, 1))
+    for i in range(6):
+        one = slice(i, i + 1)
+        without = coupled(x[one], sigma[one], null[i % 3][None])
+        given = coupled(x[one], sigma[one], cond[i % 3][None])
+        torch.testing.assert_close(guided[one], without + 1.7 * (given - without))
+
+
 def test_mask_fades_like_the_formula():
     is_known = (torch.arange(8) < 5)[None]
     c = (5 - 3) / (5 - 1 + 1)

@@ -1,8 +1,13 @@
-"""Order of the windows and random streams of a training run."""
+"""Order of the windows, random streams and augmentation of a training run."""
 
+import numpy as np
 import pytest
 import torch
 
+from data.store import EpisodeStore
+from data.types import Contract, Field
+from policy.entry import compose_config
+from policy.train import prepare
 from policy.trainer import NOISE, ORDER, WindowOrder, seeded
 
 
@@ -29,6 +34,14 @@ def test_epochs_differ():
     assert torch.equal(order.indices(0).sort().values, torch.arange(100))
 
 
+def test_an_epoch_visits_the_windows_it_is_told_in_an_order_of_its_own():
+    told = {0: torch.tensor([7, 7, 3, 5]), 1: torch.tensor([1, 2, 3, 9])}
+    order = WindowOrder(4, 2, seed=0, visits=told.__getitem__)
+    plain = WindowOrder(4, 2, seed=0)
+    for step in (3, 0, 2, 1):
+        assert torch.equal(order.indices(step), told[step // 2][plain.indices(step)])
+
+
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_an_impossible_batch_size_names_the_limit(batch_size):
     with pytest.raises(ValueError, match="10 windows"):
@@ -42,3 +55,30 @@ def test_random_streams_are_all_different():
 
     draws = {draw(s, p, c) for s in range(4) for p in (ORDER, NOISE) for c in range(50)}
     assert len(draws) == 4 * 2 * 50
+
+
+def test_observation_noise_is_added_in_training_alone(tmp_path):
+    contract = Contract(
+        observation={"state": Field(shape=(3,))}, action=Field(shape=(2,)), control_dt=0.1
+    )
+    store = EpisodeStore.create(tmp_path / "store.zarr", contract)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        episode = rng.normal(size=(40, 5)).astype(np.float32)
+        store.append({"state": episode[:, :3], "action": episode[:, 3:]})
+    settings = ["augment.std=0.2", "batch_size=64", "net.channels=[8,16]", "precision=fp32"]
+    cfg = compose_config(
+        "train", [f"store.path={store.path}", "device=cpu", "threads=1", *settings]
+    )
+    run = prepare(cfg, store, tmp_path / "run")
+    seen = []
+    for policy in (run.trainer.policy, run.trainer.ema.module):
+        policy.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]["state"]))
+    batch = run.dataset.batch(torch.arange(64))
+    plain = run.trainer.policy.features(batch.observation)["state"]
+    run.trainer.step(batch, 1.0)
+    run.trainer.validate(run.dataset, batch_size=64)
+    noise = seen[0] - plain
+    # 384 draws: the estimate scatters by std / sqrt(2 * 384).
+    assert float(noise.std()) == pytest.approx(0.2, abs=4 * 0.2 / (2 * noise.numel()) ** 0.5)
+    assert torch.equal(seen[1], plain)

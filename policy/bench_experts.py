@@ -1,14 +1,14 @@
 """Measure what experts cost: with levels bound beforehand or not, and against a dense network.
 
-    python -m policy.bench_moe               # the small one
-    python -m policy.bench_moe net=moe       # the size of MoDE
+    cadence bench_experts               # the small one
+    cadence bench_experts net=moe       # the size of MoDE
 
 One call at batch 1, the calls of all variants taking turns over the levels of a grid. The dense
 network is the same transformer with a SwiGLU layer of as many hidden features as the experts of a
 token have together. Multiply-adds are those of all matrix products with weights; those of queries
 with keys and of weights with values, some per cent, are left out of all variants. A token counts
 with the experts that it uses: "all at once" is how they are computed where tokens cannot be sorted,
-as on a GPU. Prints a table and writes bench_moe.json.
+as on a GPU. Prints a table and writes bench_experts.json.
 """
 
 import time
@@ -105,11 +105,11 @@ def taking_turns(
 
 @torch.no_grad()
 def run(cfg: DictConfig) -> dict:
-    """Measure as configured; returns what bench_moe.json holds."""
+    """Measure as configured; returns what bench_experts.json holds."""
     use_threads(cfg.threads)
     device = pick_device(cfg.device)
     net, twin = build(cfg, device)
-    out = out_dir(cfg, "bench_moe")
+    out = out_dir(cfg, "bench_experts")
     x = torch.randn(1, cfg.pred_horizon, cfg.action_size, device=device)
     cond = torch.randn(1, cfg.cond_size, device=device)
     lowest, highest = (10 * np.log(sigma) for sigma in (cfg.sigma_min, cfg.sigma_max))
@@ -146,13 +146,13 @@ def run(cfg: DictConfig) -> dict:
         "dtype": "float32",
         "fingerprint": fingerprint(),
     }
-    write_json(out / "bench_moe.json", results)
+    write_json(out / "bench_experts.json", results)
     return results
 
 
 def main() -> None:
     """Entry point."""
-    entry("bench_moe", run)
+    entry("bench_experts", run)
 
 
 if __name__ == "__main__":

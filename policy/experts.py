@@ -1,7 +1,7 @@
 """Draw which experts of a checkpoint serve which noise levels.
 
-    python -m policy.expert_figure checkpoint=outputs/train/latest
-    python -m policy.expert_figure checkpoint=outputs/train/latest sigma_max=80 out=figures
+    cadence experts checkpoint=outputs/train/latest
+    cadence experts checkpoint=outputs/train/latest sigma_max=80 out=figures
 
 One panel a layer: the probabilities of the experts over sigma, and above them the experts that an
 action of such a level uses. Writes experts.png, and experts.json with the share of the levels (even
@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> Path:
     c_noise = policy.preconditioning(sigma.to(device)).c_noise
     probabilities = usage(policy.net, c_noise).cpu()
     top_k = next(m.top_k for m in policy.net.modules() if isinstance(m, Experts))
-    out = out_dir(cfg, "expert_figure")
+    out = out_dir(cfg, "experts")
     shares = served(probabilities, top_k=top_k).mean(dim=1)
     for layer, row in enumerate(shares.tolist(), start=1):
         print(f"layer {layer}: " + "  ".join(f"{share:.2f}" for share in row))
@@ -107,7 +107,7 @@ def draw(probabilities: Tensor, sigma: Sequence[float], path: Path, *, top_k: in
 
 def main() -> None:
     """Entry point."""
-    entry("expert_figure", run)
+    entry("experts", run)
 
 
 if __name__ == "__main__":

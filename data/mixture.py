@@ -1,0 +1,282 @@
+"""Several stores as one to learn from, each with a weight, and each told apart by its task.
+
+The mixture has the episodes of all stores, the first store's first, and is read like a store. The
+stores may differ in the range of their numbers, which are scaled by statistics of all together, but
+not in what the numbers mean. Weights say which share of an epoch's windows comes from each store
+(`data.visits`); statistics and the validation loss take each step once.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from data.dataset import split_episodes
+from data.demonstrations import Demonstrations
+from data.store import EpisodeStore, StoreError
+from data.types import Contract, ContractError, Field, Horizons
+from data.visits import Visits
+from data.windows import window_table
+
+TASK = "task"  # the field that tells the task, as environments have it too
+
+
+class Mixture:
+    """Episodes of several stores, read as one.
+
+    Args:
+        stores: at least one.
+        weights: of each store's windows in an epoch; None: as many as it has.
+        tell_task: whether a step says which task its episode is of, as the one-hot field `task`.
+            An episode's task is that of its metadata, or else of its store's contract; tasks are
+            numbered as they appear.
+
+    Raises:
+        ContractError: two stores do not mean the same numbers, or have the field `task` already.
+        StoreError: no stores, one without episodes, or one that does not say its task.
+        ValueError: not one positive weight for each store.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[EpisodeStore],
+        *,
+        weights: Sequence[float] | None = None,
+        tell_task: bool = False,
+    ):
+        if not stores:
+            raise StoreError("a mixture of zero stores: give at least one path")
+        for store in stores:
+            if not store.n_episodes:
+                raise StoreError(f"{store.path}: zero episodes to learn from, record some first")
+        if weights is not None:
+            _check_weights(weights, len(stores))
+        self.stores, self.weights = tuple(stores), None if weights is None else tuple(weights)
+        self.contract = joint_contract(stores)
+        self.tasks: tuple[str, ...] = ()
+        lengths = [store.lengths_of(np.arange(store.n_episodes)) for store in stores]
+        self.episode_ends = np.cumsum(np.concatenate(lengths))
+        if tell_task:
+            names = [name for store in stores for name in _tasks(store)]
+            self.tasks = tuple(dict.fromkeys(names))
+            self._task_of_episode = np.array([self.tasks.index(name) for name in names], np.int64)
+            self.contract = _telling(self.contract, self.tasks)
+
+    @classmethod
+    def open(
+        cls,
+        paths: Sequence[str | Path],
+        *,
+        weights: Sequence[float] | None = None,
+        tell_task: bool = False,
+    ) -> Self:
+        """The mixture of the stores in these folders; for the rest see the class."""
+        stores = [EpisodeStore.open(path) for path in paths]
+        return cls(stores, weights=weights, tell_task=tell_task)
+
+    @property
+    def path(self) -> str:
+        """Where the stores are, for messages."""
+        return " + ".join(str(store.path) for store in self.stores)
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes of all stores."""
+        return len(self.episode_ends)
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps of all stores."""
+        return int(self.episode_ends[-1])
+
+    def rows_of(self, episodes: Sequence[int] | np.ndarray) -> np.ndarray:
+        """[n] int64 steps of the given episodes, ascending."""
+        before = np.cumsum([0, *(store.n_steps for store in self.stores)])
+        parts = [
+            store.rows_of(own) + first
+            for (store, own), first in zip(self._by_store(episodes), before, strict=False)
+        ]
+        return np.concatenate(parts)
+
+    def lengths_of(self, episodes: Sequence[int] | np.ndarray) -> np.ndarray:
+        """[n] int64 steps of each of the given episodes."""
+        return np.diff(self.episode_ends, prepend=0)[np.asarray(episodes, np.int64)]
+
+    def read(self, key: str, *, episodes: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """A field of the given episodes (all by default), for the rest see `EpisodeStore.read`."""
+        chosen = np.arange(self.n_episodes) if episodes is None else np.unique(episodes)
+        if self.tasks and key == TASK:
+            return self._one_hot(self.rows_of(chosen))
+        return np.concatenate([s.read(key, episodes=own) for s, own in self._by_store(chosen)])
+
+    def read_rows(self, key: str, rows: np.ndarray) -> np.ndarray:
+        """The given steps of a field, ascending, from few chunks of the disk (slow)."""
+        if self.tasks and key == TASK:
+            return self._one_hot(rows)
+        parts = _split(rows, [store.n_steps for store in self.stores], what="steps")
+        return np.concatenate(
+            [s.read_rows(key, own) for s, own in zip(self.stores, parts, strict=True)]
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of what all stores hold, their order and the tasks that are told."""
+        digest = hashlib.sha256(str(self.tasks).encode())
+        for store in self.stores:
+            digest.update(store.digest().encode())
+        return digest.hexdigest()
+
+    def split(self, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Episodes to train on and to hold out, each store split by `split_episodes`."""
+        before = np.cumsum([0, *(store.n_episodes for store in self.stores)])
+        pairs = [split_episodes(store.n_episodes, fraction, seed=seed) for store in self.stores]
+        learn = [own + first for (own, _), first in zip(pairs, before, strict=False)]
+        hold = [own + first for (_, own), first in zip(pairs, before, strict=False)]
+        return np.concatenate(learn), np.concatenate(hold)
+
+    def visits(self, episodes: np.ndarray, horizons: Horizons) -> Visits | None:
+        """Which windows of the given episodes an epoch visits; None: each once.
+
+        Raises:
+            StoreError: a store has no window.
+        """
+        if self.weights is None:
+            return None
+        counts = []
+        for store, own in self._by_store(episodes):
+            counts.append(len(window_table(np.cumsum(store.lengths_of(own)), horizons)))
+            if not counts[-1]:
+                raise StoreError(
+                    f"{store.path} has a weight but no episode of {horizons.action} steps: lower "
+                    f"horizons.action, or leave it out"
+                )
+        return Visits.weighted(counts, self.weights)
+
+    def _by_store(
+        self, episodes: Sequence[int] | np.ndarray
+    ) -> list[tuple[EpisodeStore, np.ndarray]]:
+        """Each store with those of the given episodes that are its own, by its own count."""
+        sizes = [store.n_episodes for store in self.stores]
+        parts = _split(np.unique(np.asarray(episodes, np.int64)), sizes, what="episodes")
+        return list(zip(self.stores, parts, strict=True))
+
+    def _one_hot(self, rows: np.ndarray) -> np.ndarray:
+        """[n, n_tasks] the task of each step."""
+        episode = np.searchsorted(self.episode_ends, rows, side="right")
+        return np.eye(len(self.tasks), dtype=np.float32)[self._task_of_episode[episode]]
+
+
+def split(
+    demonstrations: Demonstrations, fraction: float, *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Episodes to train on and to hold out, of each store of a mixture."""
+    if isinstance(demonstrations, Mixture):
+        return demonstrations.split(fraction, seed=seed)
+    return split_episodes(demonstrations.n_episodes, fraction, seed=seed)
+
+
+def visits_of(
+    demonstrations: Demonstrations, episodes: np.ndarray, horizons: Horizons
+) -> Visits | None:
+    """Which windows an epoch visits, where that is not each once."""
+    if isinstance(demonstrations, Mixture):
+        return demonstrations.visits(episodes, horizons)
+    return None
+
+
+def joint_contract(stores: Sequence[EpisodeStore]) -> Contract:
+    """What the numbers of all stores mean; limits are those of all together.
+
+    Raises:
+        ContractError: two stores do not mean the same; both are named.
+    """
+    first, *others = stores
+    for other in others:
+        sides = (first, other), (other, first)  # Neither may have a field that the other lacks.
+        for a, b in sides:
+            a.contract.check(b.contract, this=f"store {a.path}", that=f"store {b.path}")
+        for name, field in first.contract.fields.items():
+            scaled, otherwise = field.normalization, other.contract.fields[name].normalization
+            if scaled != otherwise:
+                raise ContractError(
+                    f"{name}.normalization is {scaled!r} in store {first.path}, but {otherwise!r} "
+                    f"in store {other.path}: all are scaled alike"
+                )
+    contracts = [store.contract for store in stores]
+    joint = {
+        name: _joint_field([contract.fields[name] for contract in contracts])
+        for name in first.contract.fields
+    }
+    task = ", ".join(dict.fromkeys(contract.task for contract in contracts if contract.task))
+    action = joint.pop("action")
+    return replace(first.contract, observation=joint, action=action, task=task)
+
+
+def _joint_field(fields: Sequence[Field]) -> Field:
+    """The same field with the widest limits, none where one has none."""
+    lows = [field.low for field in fields if field.low is not None]
+    highs = [field.high for field in fields if field.high is not None]
+    low = tuple(map(min, zip(*lows, strict=True))) if len(lows) == len(fields) else None
+    high = tuple(map(max, zip(*highs, strict=True))) if len(highs) == len(fields) else None
+    return replace(fields[0], low=low, high=high)
+
+
+def task_field(tasks: Sequence[str]) -> Field:
+    """The field that tells which of these tasks is to be done; the order is part of its meaning."""
+    n = len(tasks)
+    return Field(
+        shape=(n,),
+        unit="1",
+        frame=", ".join(tasks),
+        low=(0.0,) * n,
+        high=(1.0,) * n,
+        normalization="identity",
+    )
+
+
+def _telling(contract: Contract, tasks: Sequence[str]) -> Contract:
+    """A contract with the field that tells the task."""
+    if TASK in contract.observation:
+        raise ContractError(
+            f"the stores hold a field {TASK!r} already: learn from it by tell_task=false"
+        )
+    return replace(contract, observation={**contract.observation, TASK: task_field(tasks)})
+
+
+def _tasks(store: EpisodeStore) -> list[str]:
+    """The task of each episode.
+
+    Raises:
+        StoreError: an episode's is unknown.
+    """
+    tasks = [str(entry.get("task") or store.contract.task) for entry in store.episode_metadata]
+    if not all(tasks):
+        raise StoreError(
+            f"{store.path}: neither the contract nor the metadata of episode {tasks.index('')} "
+            f"says what the task is: set tell_task=false, or write the task into the contract"
+        )
+    return tasks
+
+
+def _check_weights(weights: Sequence[float], n_stores: int) -> None:
+    if len(weights) != n_stores:
+        raise ValueError(f"there are {len(weights)} weights for {n_stores} stores, give one each")
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"weights are {list(weights)}, each must be positive: leave a store out")
+
+
+def _split(numbers: np.ndarray, sizes: Sequence[int], *, what: str) -> list[np.ndarray]:
+    """Of ascending numbers that count through all stores those of each, by its own count."""
+    edges = np.cumsum([0, *sizes])
+    if len(numbers) and not (numbers[0] >= 0 and numbers[-1] < edges[-1]):
+        raise StoreError(
+            f"{what} {numbers[0]}..{numbers[-1]} of a mixture of {edges[-1]}: "
+            f"choose 0..{edges[-1] - 1}"
+        )
+    cuts = np.searchsorted(numbers, edges)
+    return [
+        numbers[start:stop] - edge for start, stop, edge in zip(cuts, cuts[1:], edges, strict=False)
+    ]
