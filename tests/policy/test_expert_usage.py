@@ -58,9 +58,9 @@ def test_usage_says_which_experts_an_action_uses(conditioning):
     for block in net.blocks:
         block.feed_forward.register_forward_hook(lambda layer, args, out: seen.append(args[1]))
     net(x, torch.full((1, 5), 10.0), cond)
-    for block, noise, experts in zip(net.blocks, seen, chosen, strict=True):
+    for block, noise, wanted in zip(net.blocks, seen, chosen, strict=True):
         found, _ = block.feed_forward._choose(block.feed_forward.logits(noise), is_drawn=False)
-        assert (found[0, -5:].sort().values == experts.sort().values).all()
+        assert (found[0, -5:].sort().values == wanted.sort().values).all()
 
 
 def test_a_network_without_experts_is_refused():
