@@ -13,7 +13,6 @@ Shape legend: `N` streams, `To Tp` observed and predicted steps, `Da` action siz
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
@@ -27,31 +26,13 @@ from policy.checkpoint import load
 from policy.guidance.cfg import classifier_free
 from policy.model import DiffusionPolicy
 from policy.replay import Replay, denoisers_at
-from policy.types import Carry, Denoiser, Sampler
+from policy.streams import Streams, put, take, zeros
+from policy.types import Denoiser, Sampler
 from policy.witness import Witness
 
 
 class NotFiniteError(ValueError):
     """The denoiser predicted something that is not a number."""
-
-
-@dataclass
-class Streams:
-    """What an agent keeps of each stream.
-
-    Args:
-        seeds: one per stream.
-        generators: one per stream.
-        ticks: control ticks that each stream has lived.
-        fresh: slots whose stream has seen nothing yet.
-        carry: the sampler's, one row per stream; None before the first chunk.
-    """
-
-    seeds: list[int]
-    generators: list[torch.Generator]
-    ticks: list[int]
-    fresh: set[int] = field(default_factory=set)
-    carry: Carry | None = None
 
 
 class Agent:
@@ -247,13 +228,13 @@ class Agent:
         if fresh:
             started = self.sampler.start(witness, cond, self._generators(streams, fresh))
             if streams.carry is None:
-                streams.carry = _zeros(started, len(streams.seeds))
-            streams.carry = _put(streams.carry, list(fresh.values()), _take(started, list(fresh)))
+                streams.carry = zeros(started, len(streams.seeds))
+            streams.carry = put(streams.carry, list(fresh.values()), take(started, list(fresh)))
             streams.fresh -= set(fresh.values())
         assert streams.carry is not None
-        carry = _take(streams.carry, slot_of_row)
+        carry = take(streams.carry, slot_of_row)
         x0, carry = self.sampler(witness, cond, carry, self._generators(streams, group))
-        streams.carry = _put(streams.carry, slots, _take(carry, taken))
+        streams.carry = put(streams.carry, slots, take(carry, taken))
         actions = self.policy.actions(x0)[:, self.horizons.past :].cpu().numpy()
         self._check_finite(streams, group, actions, witness.sigma_of_fault())
         return actions[taken]
@@ -287,31 +268,3 @@ class Agent:
         return [
             streams.generators[group[row]] if row in group else spare for row in range(self.rows)
         ]
-
-
-def _zeros(like: Carry, n: int) -> Carry:
-    """A carry of `n` streams of zeros."""
-    return like.replace(
-        **{
-            f.name: getattr(like, f.name).new_zeros((n, *getattr(like, f.name).shape[1:]))
-            for f in fields(like)
-        }
-    )
-
-
-def _take(carry: Carry, index: list[int]) -> Carry:
-    """The rows of a carry at `index`."""
-    return carry.replace(**{f.name: getattr(carry, f.name)[index] for f in fields(carry)})
-
-
-def _put(carry: Carry, index: list[int], rows: Carry) -> Carry:
-    """A carry whose rows at `index` are replaced."""
-
-    def scatter(old: Tensor, new: Tensor) -> Tensor:
-        out = old.clone()
-        out[index] = new
-        return out
-
-    return carry.replace(
-        **{f.name: scatter(getattr(carry, f.name), getattr(rows, f.name)) for f in fields(carry)}
-    )

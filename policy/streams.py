@@ -1,0 +1,58 @@
+"""Streams of control: what an agent keeps of each, and the rows of a carry.
+
+Shape legend: `N` streams.
+"""
+
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+from policy.types import Carry
+
+
+@dataclass
+class Streams:
+    """What an agent keeps of each stream.
+
+    Args:
+        seeds: one per stream.
+        generators: one per stream.
+        ticks: control ticks that each stream has lived.
+        fresh: slots whose stream has seen nothing yet.
+        carry: the sampler's, one row per stream; None before the first chunk.
+    """
+
+    seeds: list[int]
+    generators: list[torch.Generator]
+    ticks: list[int]
+    fresh: set[int] = field(default_factory=set)
+    carry: Carry | None = None
+
+
+def zeros(like: Carry, n: int) -> Carry:
+    """A carry of `n` streams of zeros."""
+    return like.replace(
+        **{
+            f.name: getattr(like, f.name).new_zeros((n, *getattr(like, f.name).shape[1:]))
+            for f in fields(like)
+        }
+    )
+
+
+def take(carry: Carry, index: list[int]) -> Carry:
+    """The rows of a carry at `index`."""
+    return carry.replace(**{f.name: getattr(carry, f.name)[index] for f in fields(carry)})
+
+
+def put(carry: Carry, index: list[int], rows: Carry) -> Carry:
+    """A carry whose rows at `index` are replaced."""
+
+    def scatter(old: Tensor, new: Tensor) -> Tensor:
+        out = old.clone()
+        out[index] = new
+        return out
+
+    return carry.replace(
+        **{f.name: scatter(getattr(carry, f.name), getattr(rows, f.name)) for f in fields(carry)}
+    )
