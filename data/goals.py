@@ -36,7 +36,8 @@ class Hindsight:
         most_ahead: steps from now to the goal, at most; None: up to the end of the episode.
 
     Raises:
-        ValueError: the range of steps is empty or lies in the past, or an element comes twice.
+        ValueError: the range of steps is empty or lies in the past, an element comes twice, or a
+            number is not whole.
     """
 
     source: str
@@ -46,6 +47,10 @@ class Hindsight:
     most_ahead: int | None = None
 
     def __post_init__(self):
+        for name in ("least_ahead", "most_ahead"):
+            value = getattr(self, name)
+            if type(value) is not int and not (name == "most_ahead" and value is None):
+                raise ValueError(f"{name} is {value!r}, it must be a whole number of steps")
         if self.least_ahead < 0:
             raise ValueError(f"least_ahead is {self.least_ahead}, it must be at least 0")
         if self.most_ahead is not None and self.most_ahead < self.least_ahead:
@@ -54,7 +59,11 @@ class Hindsight:
                 f"{self.least_ahead}"
             )
         if self.elements is not None:
+            if isinstance(self.elements, str | int | float):
+                raise ValueError(f"elements is {self.elements!r}, give a list, or null: all")
             object.__setattr__(self, "elements", tuple(self.elements))
+            if any(type(element) is not int for element in self.elements):
+                raise ValueError(f"elements is {self.elements}, give whole numbers, or null: all")
             if not self.elements or len(set(self.elements)) != len(self.elements):
                 raise ValueError(f"elements is {self.elements}, give each one once, or null: all")
 

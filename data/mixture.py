@@ -33,7 +33,7 @@ class Mixture:
         weights: of each store's windows in an epoch; None: as many as it has.
         tell_task: whether a step says which task its episode is of, as the one-hot field `task`.
             An episode's task is that of its metadata, or else of its store's contract; tasks are
-            numbered as they appear.
+            numbered as they appear. A single one is not told.
 
     Raises:
         ContractError: two stores do not mean the same numbers, or have the field `task` already.
@@ -60,8 +60,8 @@ class Mixture:
         self.tasks: tuple[str, ...] = ()
         lengths = [store.lengths_of(np.arange(store.n_episodes)) for store in stores]
         self.episode_ends = np.cumsum(np.concatenate(lengths))
-        if tell_task:
-            names = [name for store in stores for name in _tasks(store)]
+        names = [name for store in stores for name in _tasks(store)] if tell_task else []
+        if len(set(names)) > 1:
             self.tasks = tuple(dict.fromkeys(names))
             self._task_of_episode = np.array([self.tasks.index(name) for name in names], np.int64)
             self.contract = _telling(self.contract, self.tasks)
@@ -75,6 +75,8 @@ class Mixture:
         tell_task: bool = False,
     ) -> Self:
         """The mixture of the stores in these folders; for the rest see the class."""
+        if isinstance(paths, str | Path):
+            raise ValueError(f"paths is {str(paths)!r}, it must be a list: 'store.paths=[{paths}]'")
         stores = [EpisodeStore.open(path) for path in paths]
         return cls(stores, weights=weights, tell_task=tell_task)
 
@@ -262,10 +264,19 @@ def _tasks(store: EpisodeStore) -> list[str]:
 
 
 def _check_weights(weights: Sequence[float], n_stores: int) -> None:
+    if not isinstance(weights, Sequence) or not all(_is_number(weight) for weight in weights):
+        raise ValueError(
+            f"weights is {weights!r}, it must be a list of {n_stores} numbers, one for each store, "
+            f"or null: as many as it has"
+        )
     if len(weights) != n_stores:
         raise ValueError(f"there are {len(weights)} weights for {n_stores} stores, give one each")
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise ValueError(f"weights are {list(weights)}, each must be positive: leave a store out")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _split(numbers: np.ndarray, sizes: Sequence[int], *, what: str) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ The order of the tasks is part of the field's meaning, so it stands in the contr
 a checkpoint that counts the tasks otherwise is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import gymnasium
 import numpy as np
@@ -48,6 +48,31 @@ class TellTask(gymnasium.ObservationWrapper):
     def observation(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The observation and the task; a copy, so that nobody changes the next one."""
         return {**observation, FIELD: self._one_hot.copy()}
+
+
+def make(
+    env: Callable[..., gymnasium.Env],
+    render_mode: str | None = None,
+    *,
+    task: str | None,
+    tasks: Sequence[str],
+) -> gymnasium.Env:
+    """An environment of one task, for a policy that is told which of several it is in.
+
+    Args:
+        env: makes the environment.
+        render_mode: "rgb_array" or None.
+        task: of this environment.
+        tasks: all of the policy's, in its order.
+
+    Raises:
+        ValueError: no task is given, or for the rest see `TellTask`.
+    """
+    if isinstance(tasks, str):
+        raise ValueError(f"env.tasks is {tasks!r}, it must be a list: 'env.tasks=[{tasks}]'")
+    if task is None:
+        raise ValueError(f"give task=NAME, one of {', '.join(tasks)}")
+    return TellTask(env(render_mode=render_mode), task=task, tasks=list(tasks))
 
 
 def task_field(tasks: Sequence[str]) -> dict:

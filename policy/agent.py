@@ -72,7 +72,7 @@ class Agent:
         if goal_weight != 1 and not (policy.has_goals and math.isfinite(goal_weight)):
             raise ValueError(
                 f"goal_weight is {goal_weight}, it must be 1 (any policy) or another number "
-                f"(policies trained with encoder=goal)"
+                f"(policies trained with encoder=goal and encoder.dropout > 0)"
             )
         self.policy = policy.to(device).eval().requires_grad_(False)
         self.sampler = sampler
@@ -168,11 +168,20 @@ class Agent:
         return torch.Generator(self.device).manual_seed(seed)
 
     def shift(self, streams: Streams, n_executed: int) -> None:
-        """Time moved on by `n_executed` actions."""
-        streams.ticks = [tick + n_executed for tick in streams.ticks]
+        """Time moved on by `n_executed` actions.
+
+        Raises:
+            ValueError: a chunk has not so many actions.
+        """
+        longest = self.horizons.pred
+        if not 0 <= n_executed <= longest:
+            raise ValueError(
+                f"{n_executed} actions were executed, a chunk has {longest}: give 0 to {longest}, "
+                f"and renew() streams that stalled for longer"
+            )
         if streams.carry is not None:
-            n_shifted = min(n_executed, self.horizons.pred)
-            streams.carry = self.sampler.shift(streams.carry, n_shifted)
+            streams.carry = self.sampler.shift(streams.carry, n_executed)
+        streams.ticks = [tick + n_executed for tick in streams.ticks]
 
     @torch.no_grad()
     def chunk(

@@ -36,16 +36,17 @@ def build(cfg: DictConfig, device: torch.device) -> tuple[nn.Module, nn.Module]:
     Raises:
         ValueError: the network is not a transformer with experts.
     """
-    settings = cfg.net.get("feed_forward")
+    node = cfg.net.get("net", cfg.net)  # A prior over experts costs nothing outside of training.
+    settings = node.get("feed_forward")
     if settings is None or not settings.get("_target_", "").endswith(".Experts"):
         raise ValueError(
-            f"net is {cfg.net._target_} without experts as its feed_forward: choose net=moe_small "
+            f"net is {node._target_} without experts as its feed_forward: choose net=moe_small "
             f"or net=moe"
         )
     sizes = {name: cfg[name] for name in ("action_size", "cond_size", "pred_horizon")}
     torch.manual_seed(cfg.seed)
     with device:
-        net = instantiate(cfg.net)(**sizes).eval()
+        net = instantiate(node)(**sizes).eval()
     layer = next(module for module in net.modules() if isinstance(module, Experts))
     n_used = layer.top_k + (layer.shared is not None)
     dense = {
@@ -53,10 +54,10 @@ def build(cfg: DictConfig, device: torch.device) -> tuple[nn.Module, nn.Module]:
         "_partial_": True,
         "expansion": n_used * layer.down.shape[1] / layer.down.shape[2],
     }
-    node = OmegaConf.to_container(cfg.net, resolve=True)
-    assert isinstance(node, dict)
+    plain_node = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain_node, dict)
     with device:
-        twin = instantiate({**node, "feed_forward": dense})(**sizes).eval()
+        twin = instantiate({**plain_node, "feed_forward": dense})(**sizes).eval()
     return net, twin
 
 
@@ -106,6 +107,14 @@ def taking_turns(
 @torch.no_grad()
 def run(cfg: DictConfig) -> dict:
     """Measure as configured; returns what bench_experts.json holds."""
+    for name in ("action_size", "cond_size", "pred_horizon", "n_levels", "repeats"):
+        if cfg[name] < 1:
+            raise ValueError(f"{name} is {cfg[name]}, it must be at least 1")
+    if not 0 < cfg.sigma_min <= cfg.sigma_max:
+        raise ValueError(
+            f"sigma_min is {cfg.sigma_min} and sigma_max {cfg.sigma_max}: need 0 < sigma_min <= "
+            f"sigma_max"
+        )
     use_threads(cfg.threads)
     device = pick_device(cfg.device)
     net, twin = build(cfg, device)

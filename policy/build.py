@@ -15,6 +15,7 @@ from data.normalize import Normalizer
 from data.types import Contract, Horizons
 from policy.checkpoint import CheckpointError, LoadedCheckpoint
 from policy.model import DiffusionPolicy
+from policy.nets.image_encoder import ImageEncoder
 from policy.sampler_fit import load_fit
 from policy.types import ChunkSpace
 
@@ -48,6 +49,29 @@ def assemble(
         pred_horizon=horizons.pred,
     )
     return DiffusionPolicy(encoder, net, instantiate(cfg.precond), normalizer, contract, horizons)
+
+
+def check_training(policy: DiffusionPolicy, cfg: DictConfig) -> None:
+    """Raise ValueError where a policy would be trained on other than it is made for.
+
+    A network may have `check_levels(lowest, highest)`, which judges the trained range of c_noise.
+
+    Args:
+        policy: new or trained.
+        cfg: of the run, with the nodes `crop` (or none) and `loss`.
+    """
+    size = None if cfg.get("crop") is None else cfg.crop.get("size")
+    encoders = [part for part in policy.encoder.modules() if isinstance(part, ImageEncoder)]
+    for name, seen in ((name, e.seen(name)[:2]) for e in encoders for name in e.cameras):
+        if cfg.get("crop") is not None and seen != (size, size):
+            raise ValueError(
+                f"crop.size is {size}, the encoder sees {seen[0]} x {seen[1]} px of {name!r}: give "
+                f"the same size as encoder.crop (or encoder.base.crop), or set crop=null"
+            )
+    check_levels = getattr(policy.net, "check_levels", None)
+    levels = torch.tensor(trained_levels(cfg))
+    if check_levels is not None and levels[0] > 0 and levels[1].isfinite():
+        check_levels(*policy.preconditioning(levels).c_noise.tolist())
 
 
 def from_checkpoint(loaded: LoadedCheckpoint) -> DiffusionPolicy:
@@ -103,10 +127,11 @@ def chunk_space(
     if action_horizon is not None:
         horizons = replace(horizons, action=action_horizon)
     sigma_min, sigma_max = trained_levels(loaded.config)
-    fit = load_fit(loaded.path)
+    action_size = loaded.contract.action.size
+    fit = load_fit(loaded.path, chunk_shape=(horizons.pred, action_size))
     return ChunkSpace(
         horizons=horizons,
-        action_size=loaded.contract.action.size,
+        action_size=action_size,
         inference_delay=inference_delay,
         discrete=tuple(loaded.contract.action.discrete),
         sigma_min=sigma_min,

@@ -13,6 +13,7 @@ import torch
 
 from data.doctor import Finding
 from policy.checkpoint import CheckpointError, load, load_trainer
+from policy.sampler_fit import load_fit
 
 
 def examine_checkpoint(path: Path | str) -> list[Finding]:
@@ -35,6 +36,10 @@ def examine_checkpoint(path: Path | str) -> list[Finding]:
     except CheckpointError as error:
         problem = f"training cannot go on from it, evaluation can: {error.problem}"
         findings.append(Finding("C007", "warning", problem, error.fix))
+    try:
+        load_fit(loaded.path, chunk_shape=(loaded.horizons.pred, loaded.contract.action.size))
+    except CheckpointError as error:
+        findings.append(Finding(error.code, "error", error.problem, error.fix))
     for partial in loaded.path.parent.glob(".step_*"):
         problem = f"{partial} is the rest of an interrupted save"
         findings.append(Finding("C008", "warning", problem, "remove it; the next save would too"))

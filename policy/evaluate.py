@@ -30,7 +30,7 @@ from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
 from policy.play import Episode, play
 from policy.statistics import bootstrap_interval, wilson_interval
-from policy.tasks import maker, tasks_of
+from policy.tasks import check_told, maker, tasks_of
 from policy.video import film
 
 
@@ -153,6 +153,7 @@ def check_env(agent: Agent, make_env: MakeEnv, *, checkpoint: str) -> Sequence[s
     try:
         this, that = f"checkpoint {checkpoint}", "the environment"
         offered = contract_of(env)
+        check_told(agent.contract, offered, this=this, that=that)
         agent.contract.check(offered, this=this, that=that)
         learned = agent.contract.task
         if learned and offered.task and offered.task not in (learned, *learned.split(", ")):

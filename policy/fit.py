@@ -104,10 +104,16 @@ def checked_steps(cfg: DictConfig) -> list[int]:
     for name in ("n_reference", "n_windows", "n_anchors"):
         if cfg[name] < 1:
             raise ValueError(f"{name} is {cfg[name]}, it must be at least 1")
-    if not isinstance(cfg.n_steps, ListConfig):
+    if not 0 < cfg.sigma_min < cfg.sigma_max:
+        raise ValueError(
+            f"sigma_min is {cfg.sigma_min} and sigma_max {cfg.sigma_max}: "
+            f"need 0 < sigma_min < sigma_max"
+        )
+    # An empty list would drop the grids of an earlier fit.
+    if not isinstance(cfg.n_steps, ListConfig) or not cfg.n_steps:
         raise ValueError(f"n_steps is {cfg.n_steps!r}, give a list such as n_steps=[2,4,8]")
     for n in cfg.n_steps:
-        if not isinstance(n, int) or not 1 <= n <= cfg.n_reference:
+        if type(n) is not int or not 1 <= n <= cfg.n_reference:
             raise ValueError(
                 f"n_steps holds {n!r}: give whole numbers in 1..{cfg.n_reference} (n_reference)"
             )

@@ -13,13 +13,14 @@ Source: the layout `{cfg, state_dicts: {model, ema_model, ...}, pickles}` is tha
 Policy (Chi et al. 2023, arXiv:2303.04137).
 """
 
+import itertools
 import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +41,14 @@ STORAGE_MODULES = ("torch", "torch.storage", "torch.cuda")
 
 # Where OmegaConf keeps the values of a container and of a leaf.
 OMEGACONF_CONTENT, OMEGACONF_VALUE = "_content", "_val"
+
+# A published configuration has about a hundred. Few bytes can name a list within itself so often
+# that all of it would not fit into memory.
+MAX_VALUES = 100_000
+
+
+class ForeignCheckpointError(ValueError):
+    """A file cannot be read as a checkpoint; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +72,24 @@ def load_foreign(file: Path, *, weights: str) -> ForeignCheckpoint:
         weights: name of the state dict among its `state_dicts`, such as "ema_model".
 
     Raises:
-        ValueError: there is no such file, it is of another format, or it lacks the state dict.
+        ForeignCheckpointError: there is no such file, it is of another format or damaged, or it
+            lacks the state dict.
     """
     if not file.is_file():
-        raise ValueError(f"{file}: there is no such file")
+        raise ForeignCheckpointError(f"{file}: there is no such file")
     try:
         with zipfile.ZipFile(file) as archive:
             return _read(archive, file, weights)
+    except ForeignCheckpointError:
+        raise
     except zipfile.BadZipFile as error:
-        raise ValueError(
+        raise ForeignCheckpointError(
             f"{file} is no whole zip file, as torch.save writes them since version 1.6 ({error}): "
             f"give a checkpoint such as latest.ckpt"
         ) from error
+    except Exception as error:  # A damaged archive raises anything.
+        problem = str(error) or type(error).__name__
+        raise ForeignCheckpointError(f"{file} is damaged: {problem}") from error
 
 
 def _read(archive: zipfile.ZipFile, file: Path, weights: str) -> ForeignCheckpoint:
@@ -83,21 +98,21 @@ def _read(archive: zipfile.ZipFile, file: Path, weights: str) -> ForeignCheckpoi
         try:
             content = _Unpickler(stream).load()
         except Exception as error:  # A damaged pickle raises anything.
-            raise ValueError(f"{file}: its pickle cannot be read ({error})") from error
+            raise ForeignCheckpointError(f"{file}: its pickle cannot be read ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dicts"), dict):
         keys = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{file} holds {keys}, it must hold state_dicts as Diffusion Policy does")
+        raise ForeignCheckpointError(
+            f"{file} holds {keys}, it must hold state_dicts as Diffusion Policy does"
+        )
     states = content["state_dicts"]
     if not isinstance(states.get(weights), dict):
-        raise ValueError(f"{file} lacks the weights {weights!r}, it has {sorted(map(str, states))}")
+        names = sorted(map(str, states))
+        raise ForeignCheckpointError(f"{file} lacks the weights {weights!r}, it has {names}")
     strange = [str(k) for k, v in states[weights].items() if not isinstance(v, _StoredTensor)]
     if strange:
-        raise ValueError(f"{file}: in {weights}, {strange} are no tensors")
-    try:
-        tensors = {str(k): v.read(archive, root) for k, v in states[weights].items()}
-        config = plain(content.get("cfg"))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+        raise ForeignCheckpointError(f"{file}: in {weights}, {strange} are no tensors")
+    tensors = {str(k): v.read(archive, root) for k, v in states[weights].items()}
+    config = plain(content.get("cfg"))
     return ForeignCheckpoint(tensors, config if isinstance(config, dict) else {})
 
 
@@ -106,27 +121,37 @@ def _root(archive: zipfile.ZipFile, file: Path) -> str:
     names = archive.namelist()
     roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
     if len(roots) != 1 or f"{roots[0]}/constants.pkl" in names:
-        raise ValueError(f"{file} is a zip file, but none that torch.save wrote")
+        raise ForeignCheckpointError(f"{file} is a zip file, but none that torch.save wrote")
     if f"{roots[0]}/byteorder" in names and archive.read(f"{roots[0]}/byteorder") != b"little":
-        raise ValueError(f"{file} holds big-endian numbers, which are not supported")
+        raise ForeignCheckpointError(f"{file} holds big-endian numbers, which are not supported")
     return roots[0]
 
 
-def plain(value: object) -> Any:
+def plain(value: object, *, max_values: int = MAX_VALUES) -> Any:
     """Nested dicts and lists of numbers, strings, booleans and None; None for all else.
 
     The containers of OmegaConf are unwrapped.
+
+    Raises:
+        ValueError: there are more values than `max_values`, each counted wherever it is named.
     """
-    match value:
-        case None | bool() | int() | float() | str():
-            return value
-        case Mapping():
-            return {str(key): plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [plain(item) for item in value]
-        case _StandIn(state=dict() as state):
-            return plain(state.get(OMEGACONF_CONTENT, state.get(OMEGACONF_VALUE)))
-    return None
+    count = itertools.count(1)
+
+    def unwrapped(node: object) -> Any:
+        if next(count) > max_values:
+            raise ValueError(f"its configuration has more than {max_values} values")
+        match node:
+            case None | bool() | int() | float() | str():
+                return node
+            case Mapping():
+                return {str(key): unwrapped(item) for key, item in node.items()}
+            case list() | tuple():
+                return [unwrapped(item) for item in node]
+            case _StandIn(state=dict() as state):
+                return unwrapped(state.get(OMEGACONF_CONTENT, state.get(OMEGACONF_VALUE)))
+        return None
+
+    return unwrapped(value)
 
 
 class _StandIn:
@@ -156,6 +181,11 @@ class _StandIn:
         pass
 
 
+def _refuse_state(it: object) -> NoReturn:
+    """Without this a pickle could change what was checked when it was made."""
+    raise pickle.UnpicklingError(f"a {type(it).__name__} is given a state")
+
+
 @dataclass(frozen=True)
 class _Storage:
     """A record of the archive that holds `n` numbers."""
@@ -163,6 +193,9 @@ class _Storage:
     key: str
     dtype: torch.dtype
     n: int
+
+    def __setstate__(self, state: object) -> None:
+        _refuse_state(self)
 
 
 @dataclass(frozen=True)
@@ -173,6 +206,9 @@ class _StoredTensor:
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+    def __setstate__(self, state: object) -> None:
+        _refuse_state(self)
 
     def read(self, archive: zipfile.ZipFile, root: str) -> Tensor:
         """The tensor, with memory of its own."""
@@ -219,17 +255,15 @@ class _Unpickler(pickle.Unpickler):
         match pid:
             case ("storage", torch.dtype() as dtype, str(key), _, int(n)):
                 return _Storage(key, dtype, n)
-        raise pickle.UnpicklingError(f"a tensor refers to {pid!r}, which is no storage")
+        # Not what it is: in full that may be longer than any memory.
+        raise pickle.UnpicklingError(f"a tensor refers to a {type(pid).__name__}, no storage")
 
-    def _tensor(
-        self,
-        storage: _Storage,
-        offset: int,
-        shape: tuple[int, ...],
-        stride: tuple[int, ...],
-        *others: object,
-    ) -> _StoredTensor:
-        return _StoredTensor(storage, offset, tuple(shape), tuple(stride))
+    def _tensor(self, *arguments: object) -> _StoredTensor:
+        match arguments:
+            case (_Storage() as storage, int(offset), tuple(shape), tuple(stride), *_):
+                if all(isinstance(n, int) for n in (*shape, *stride)):
+                    return _StoredTensor(storage, offset, shape, stride)
+        raise pickle.UnpicklingError("a tensor lacks its storage, offset, shape or stride")
 
     def _parameter(self, tensor: _StoredTensor, *others: object) -> _StoredTensor:
         return tensor

@@ -19,7 +19,8 @@ For each row:
   two ticks, and the ticks until half of it is (see `policy.reaction`).
 
 Writes frontier.json after every row, frontier.txt and frontier.png. A row that fails is kept with
-its error. `out=DIR` of an interrupted run goes on with the rows that are missing.
+its error. `out=DIR` of an interrupted run goes on with the rows that are missing; it refuses a
+checkpoint whose files, those of `cadence fit` too, or other settings have changed.
 """
 
 import json
@@ -34,16 +35,19 @@ from envs.vector import MakeEnv, make_vec
 from policy.agent import Agent, NotFiniteError
 from policy.bench import percentiles_ms
 from policy.build import chunk_space, from_checkpoint
-from policy.checkpoint import load
+from policy.checkpoint import fingerprint_of, load
 from policy.durable import write_json, write_text
-from policy.entry import compose_sampler, entry, out_dir, pick_device, plain, use_threads
+from policy.entry import CONFIGS, compose_sampler, entry, out_dir, pick_device, plain, use_threads
 from policy.evaluate import check_env, summarise
 from policy.fingerprint import fingerprint
 from policy.frontier_figure import draw, table
 from policy.play import Episode, Executor, play
 from policy.reaction import can_displace, measure_reaction
+from policy.sampler_fit import FILE
+from policy.tasks import maker
 
 RESULTS = "frontier.json"
+SAMPLERS = sorted(file.stem for file in (CONFIGS / "sampler").glob("*.yaml"))
 ROW = {"sampler": "", "set": {}, "action": None, "delay": 0, "goal_weight": 1.0}
 
 
@@ -58,9 +62,11 @@ def read_rows(cfg: DictConfig) -> list[dict]:
     if not rows:
         raise ValueError("the suite has no rows: give suite.rows=[{sampler: ddim_8, action: 8}]")
     for row in rows:
-        unknown = sorted(set(row) - set(ROW)) if isinstance(row, dict) else row
-        if unknown or not row.get("sampler"):
+        if not isinstance(row, dict) or set(row) - set(ROW) or not row.get("sampler"):
             raise ValueError(f"a row is {row}: it needs a sampler, and may have {sorted(ROW)}")
+        sampler = str(row["sampler"])
+        if sampler not in SAMPLERS:
+            raise ValueError(f"a row's sampler is {sampler!r}, there are {', '.join(SAMPLERS)}")
         whole = type(row.get("action", 1)) is int and type(row.get("delay", 0)) is int
         weight = row.get("goal_weight", 1.0)
         whole = whole and isinstance(weight, int | float)
@@ -69,7 +75,16 @@ def read_rows(cfg: DictConfig) -> list[dict]:
                 f"a row is {row}: action and delay must be whole numbers, goal_weight a number, "
                 f"set must be settings such as {{n_steps: 2}}"
             )
+        _check_finite("a row", row)
     return [{**ROW, **row} for row in rows]
+
+
+def _check_finite(name: str, value: object) -> None:
+    """Raise ValueError where JSON could not hold a number."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{name} is {value}: its numbers must be finite") from error
 
 
 def name_of(row: dict) -> str:
@@ -97,7 +112,7 @@ class Rig:
         self._device = pick_device(cfg.device)
         self._loaded = load(cfg.checkpoint)
         self._policy = from_checkpoint(self._loaded)
-        self._make_env: MakeEnv = instantiate(cfg.env)
+        self._make_env: MakeEnv = maker(cfg, None)
         reference = plain(cfg.reaction.reference)
         self._reference = self.agent({**ROW, **reference, "action": 1}, rows=64)
         self.modes = check_env(self._reference, self._make_env, checkpoint=cfg.checkpoint)
@@ -109,9 +124,11 @@ class Rig:
         cfg = self._cfg
         space = chunk_space(self._loaded)
         fitted = {str(n): grid.tolist() for n, grid in space.grids.items()}
+        fit = self._loaded.path / FILE  # Not of the training, so the checkpoint does not name it.
+        files = {FILE: fingerprint_of(fit.read_bytes())} if fit.is_file() else {}
         return {
             "checkpoint": str(self._loaded.path),
-            "files": self._loaded.files,
+            "files": {**self._loaded.files, **files},
             "fitted": fitted,
             "env": plain(cfg.env),
             **{key: plain(cfg)[key] for key in ("episodes", "seed", "rows", "repeats", "threads")},
@@ -235,6 +252,8 @@ def check_settings(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, name)
         if value < minimum:
             raise ValueError(f"{name} is {value}, it must be at least {minimum}")
+    for name in ("env", "reaction"):
+        _check_finite(name, plain(cfg)[name])
     if cfg.reaction.samples < 2 or cfg.reaction.samples % 2:
         raise ValueError(f"reaction.samples is {cfg.reaction.samples}, it must be even: two halves")
 
@@ -242,20 +261,30 @@ def check_settings(cfg: DictConfig) -> None:
 def earlier(cfg: DictConfig, settings: dict) -> list[dict]:
     """Rows that an interrupted run in the same folder has measured.
 
+    Each with the fingerprint of the programs that measured it.
+
     Raises:
-        ValueError: the folder holds results of other settings.
+        ValueError: the folder holds results of other settings, or none that can be read.
     """
     file = Path(str(cfg.out or "")) / RESULTS
     if cfg.out is None or not file.is_file():
         return []
-    results = json.loads(file.read_text())
-    others = [key for key, value in settings.items() if results["settings"].get(key) != value]
+    try:
+        results = json.loads(file.read_text())
+        measured = [row for row in results["rows"] if "error" not in row]
+        rows = [{"fingerprint": results["fingerprint"], **row} for row in measured]
+        found = dict(results["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} holds no results of a frontier ({error!r}): choose another folder (out=)"
+        ) from error
+    others = [key for key, value in settings.items() if found.get(key) != value]
     if others:
         raise ValueError(
             f"{file} holds results of other settings ({', '.join(others)}): "
             f"choose another folder (out=)"
         )
-    return [row for row in results["rows"] if "error" not in row]
+    return rows
 
 
 def run(cfg: DictConfig) -> dict:
@@ -267,12 +296,13 @@ def run(cfg: DictConfig) -> dict:
     settings = json.loads(json.dumps(rig.settings))
     rows = earlier(cfg, settings)
     out = out_dir(cfg, "frontier")
-    results = {"settings": settings, "rows": rows, "fingerprint": fingerprint()}
+    versions = fingerprint()
+    results = {"settings": settings, "rows": rows, "fingerprint": versions}
     try:
         for row in wanted:
             if not any(row.items() <= done.items() for done in rows):
                 print(row["name"])
-                rows.append(rig.measure(row))
+                rows.append({**rig.measure(row), "fingerprint": versions})
                 write_json(out / RESULTS, results)
     finally:
         if rows:

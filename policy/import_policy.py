@@ -2,6 +2,7 @@
 
     cadence import_policy src=latest.ckpt control_dt=0.1 unit=px
     cadence import_policy "src='epoch=0500-test_mean_score=0.9.ckpt'" control_dt=0.1
+    cadence evaluate checkpoint=... env=... sampler.grid.sigma_min=0.0252 sampler.descent.clip=1
 
 Takes state-based U-Net policies that see observations as a global condition, predict the noise of
 the cosine schedule with 100 indices, and have averaged (EMA) weights. No code of the file is run.
@@ -15,7 +16,12 @@ Where it differs from a checkpoint trained here:
    committed prefixes) ask it for something new; the others do not.
 3. An error in the noise is sigma times as large in an action: sampler.descent.clip=1 keeps actions
    within the range of the demonstrations, as the original does.
-4. It observes one field, "state", with the elements in the order of its training data. Training
+4. Its lowest noise level is 0.0251, and a sampler that goes lower is refused. sampler=ddpm_96 ends
+   there; ddim_8 and other grids need sampler.grid.sigma_min=0.0252, and rti, rtc and streaming
+   sampler.first.grid.sigma_min=0.0252 sampler.sigma_min=0.0252.
+5. Of its 16 actions one lies in the past (To = 2), so that 8 do not fit twice into the others:
+   sampler=streaming needs action_horizon=7 or less.
+6. It observes one field, "state", with the elements in the order of its training data. Training
    cannot go on from it.
 """
 

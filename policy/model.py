@@ -111,8 +111,9 @@ class DiffusionPolicy(nn.Module):
 
     @property
     def has_goals(self) -> bool:
-        """Whether the condition tells a goal that can be left out of it."""
-        return hasattr(self.encoder, "without_goal")
+        """Whether the condition tells a goal that can be left out, as training did at times."""
+        dropout = getattr(self.encoder, "dropout", 0.0)
+        return hasattr(self.encoder, "without_goal") and dropout > 0
 
     def features(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Field name -> normalised features [B, To, F], of an image [B, To, H, W, C].

@@ -4,8 +4,8 @@ Two episodes with the same start and the same noise go on side by side; in one o
 displaced at some tick. The wanted answer is that of a reference which, from this tick on, takes
 over both episodes and draws a new chunk at every step. The share of it that the agent's own pair of
 episodes shows, `k` ticks after the change could first be seen, is the answer: 0 before an agent has
-noticed, about 1 once it acts as the reference does. The change comes at every phase of a plan
-alike.
+noticed, about 1 once it acts as the reference does. The change comes at every phase of a plan alike
+where the episodes are a multiple of the executed actions; those beyond are spread over the plan.
 
 Differences of a pair, not of single episodes, are compared, so that what an agent does anyway
 cancels; and the reference's pair moves by the reference's answer, so that following one's own
@@ -94,7 +94,7 @@ def measure_reaction(
         samples: S, even: episodes of the reference that are averaged.
     """
     n = len(seeds)
-    changes = first_tick + np.arange(n) % agent.horizons.action
+    changes = first_tick + _phases(n, agent.horizons.action)
     copies = np.repeat(np.asarray(seeds), samples)
     pairs = {
         name: (_Episodes(who, make_env, some, own), _Episodes(who, make_env, some, own))
@@ -134,6 +134,13 @@ def measure_reaction(
             for episodes in pair:
                 episodes.close()
     return _compared(did, ought, counts, agent.contract.action.discrete)
+
+
+def _phases(n: int, n_phases: int) -> np.ndarray:
+    """A phase for each of `n` episodes: all alike, and those left over at even distances."""
+    rest = n % n_phases
+    spread = (2 * np.arange(rest) + 1) * n_phases // (2 * max(1, rest))
+    return np.concatenate([np.arange(n - rest) % n_phases, spread])
 
 
 def _compared(

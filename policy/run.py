@@ -26,6 +26,7 @@ from policy.control.loop import control_loop
 from policy.durable import write_json
 from policy.entry import entry, out_dir, pick_device, use_threads
 from policy.fingerprint import fingerprint
+from policy.tasks import check_told, maker
 from policy.types import ActionChunk, Robot
 
 
@@ -65,9 +66,11 @@ class StreamPolicy:
         """The chunk for `tick`; the stream moves on by the ticks that passed since the last."""
         if self._tick is not None:
             passed = tick - self._tick
-            self._agent.shift(self._streams, passed)
-            if passed >= self._agent.horizons.future:  # Nothing of the last plan is left.
+            if passed < self._agent.horizons.future:
+                self._agent.shift(self._streams, passed)
+            else:  # Nothing of the last plan is left.
                 self._agent.renew(self._streams, 0)
+                self._streams.ticks[0] += passed
         self._tick = tick
         batch = {name: values[None] for name, values in history.items()}
         actions = self._agent.chunk(self._streams, batch)[0]
@@ -157,9 +160,11 @@ def run(cfg: DictConfig) -> dict:
         goal_weight=cfg.goal_weight,
     )
     robot = instantiate(cfg.robot)(
-        instantiate(cfg.env), clock=WallClock().now, read_contract=Contract.from_json
+        maker(cfg, None), clock=WallClock().now, read_contract=Contract.from_json
     )
-    agent.contract.check(robot.contract, this=f"checkpoint {cfg.checkpoint}", that="the robot")
+    this = f"checkpoint {cfg.checkpoint}"
+    check_told(agent.contract, robot.contract, this=this, that="the robot")
+    agent.contract.check(robot.contract, this=this, that="the robot")
     out = out_dir(cfg, "run")
     print(f"device: {device}, {agent.calls}")
     log = TimingLog(robot.contract.control_dt)

@@ -28,7 +28,7 @@ from data.mixture import split, visits_of
 from data.normalize import Normalizer
 from data.types import Horizons
 from policy.budget import Budget, learning_rate_scale
-from policy.build import TRAINING_MODULES, assemble, check_targets
+from policy.build import TRAINING_MODULES, assemble, check_targets, check_training
 from policy.checkpoint import load, load_trainer
 from policy.checkpoint_save import save
 from policy.entry import entry, out_dir, pick_device, plain, use_threads
@@ -117,7 +117,9 @@ def prepare(cfg: DictConfig, store: Demonstrations, out: Path) -> Run:
         symmetry.check(dataset.contract)
     torch.manual_seed(cfg.seed)  # of the initial weights
     normalizer = Normalizer.fit(dataset.contract, dataset.arrays())
-    policy = assemble(cfg, dataset.contract, horizons, normalizer).to(device)
+    policy = assemble(cfg, dataset.contract, horizons, normalizer)
+    check_training(policy, cfg)
+    policy = policy.to(device)
     n_parameters = sum(p.numel() for p in policy.parameters())
     print(f"policy: {n_parameters / 1e6:.2f} M parameters")
     optimizer = instantiate(cfg.optimizer)(policy.parameters())
@@ -245,9 +247,9 @@ def refuse_occupied(cfg: DictConfig) -> None:
 
 def make_absolute(store: DictConfig) -> None:
     """Let a configured store, or several, be found from any folder."""
-    if "paths" in store:
+    if OmegaConf.is_list(store.get("paths")):
         store.paths = [str(Path(str(path)).absolute()) for path in store.paths]
-    else:
+    elif "path" in store:
         store.path = str(Path(str(store.path)).absolute())
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from data.types import Contract, Horizons, Observation
 
+# How far a level may lie beside the trained ones, of itself: float32 and six printed digits round.
+ROUNDING = 1e-5
+
 # One generator for a whole batch, or one per stream so that a stream's noise does not depend on
 # which others share its batch.
 Generator = torch.Generator | Sequence[torch.Generator]
@@ -72,13 +75,29 @@ class ChunkSpace:
                 f"inference_delay is {self.inference_delay}, with {self.horizons.action} of "
                 f"{self.horizons.future} actions executed it must be in 0..{longest}"
             )
+        unknown = [i for i in self.discrete if i not in range(self.action_size)]
+        if unknown:
+            raise ValueError(
+                f"discrete holds {unknown}, an action has {self.action_size} elements: "
+                f"give 0 to {self.action_size - 1}"
+            )
 
     def check_start(self, sigma: float, *, name: str) -> None:
         """Raise ValueError where sampling would start at a level that was not trained."""
-        if not self.sigma_min <= sigma <= self.sigma_max * (1 + 1e-6):
+        lowest, highest = self.sigma_min * (1 - ROUNDING), self.sigma_max * (1 + ROUNDING)
+        if not lowest <= sigma <= highest:
             raise ValueError(
                 f"{name} starts at sigma {sigma:g}, the denoiser was trained at "
                 f"{self.sigma_min:g} to {self.sigma_max:g}: choose a level within"
+            )
+
+    def check_end(self, sigma: float, *, setting: str) -> None:
+        """Raise ValueError where the last level before 0 is lower than any that was trained."""
+        if not sigma >= self.sigma_min * (1 - ROUNDING):
+            raise ValueError(
+                f"the last level before 0 is sigma {sigma:g}, the denoiser was trained at "
+                f"{self.sigma_min:g} to {self.sigma_max:g}: give {setting}={self.sigma_min:g} or "
+                f"more"
             )
 
 

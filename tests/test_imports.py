@@ -26,7 +26,7 @@ MAY_IMPORT = {
         "policy.durable",
         "data",
     ),
-    "policy.checkpoint_doctor": ("policy.checkpoint", "data"),
+    "policy.checkpoint_doctor": ("policy.checkpoint", "policy.sampler_fit", "data"),
     "policy.durable": (),
     "policy.state_tree": (),
     "policy.ema": (),

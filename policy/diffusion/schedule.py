@@ -30,9 +30,10 @@ def _with_zero(sigmas: Tensor) -> Tensor:
 def _check_range(n_steps: int, sigma_min: float, sigma_max: float) -> None:
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}, a grid needs at least 1")
-    if not 0 < sigma_min < sigma_max:
+    if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
-            f"sigma_min is {sigma_min} and sigma_max {sigma_max}: need 0 < sigma_min < sigma_max"
+            f"sigma_min is {sigma_min} and sigma_max {sigma_max}: need 0 < sigma_min < sigma_max, "
+            f"both finite"
         )
 
 
@@ -40,9 +41,12 @@ def karras(n_steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0
     """Grid [n_steps + 1] with steps that grow with sigma to the power 1 - 1 / rho (EDM, eq. 5).
 
     Raises:
-        ValueError: `n_steps` < 1, or the range is not positive and increasing.
+        ValueError: `n_steps` < 1, or the range is not positive, increasing and finite, or `rho` is
+            not positive and finite.
     """
     _check_range(n_steps, sigma_min, sigma_max)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"rho is {rho}, it must be positive and finite")
     ramp = torch.linspace(
         sigma_max ** (1 / rho), sigma_min ** (1 / rho), n_steps, dtype=torch.float64
     )
@@ -51,10 +55,10 @@ def karras(n_steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0
 
 def check_path(n_steps: int, *, sigma_min: float, rho: float) -> None:
     """Raise ValueError where there is no `karras_path` with these settings."""
-    if n_steps < 1 or not sigma_min > 0 or not rho > 0:
+    if n_steps < 1 or not 0 < sigma_min < math.inf or not 0 < rho < math.inf:
         raise ValueError(
             f"n_steps is {n_steps}, sigma_min {sigma_min} and rho {rho}: "
-            f"need n_steps >= 1, sigma_min > 0 and rho > 0"
+            f"need n_steps >= 1, and sigma_min and rho > 0 and finite"
         )
 
 
@@ -70,10 +74,12 @@ def karras_path(sigma: Tensor, n_steps: int, *, sigma_min: float, rho: float) ->
         rho: as of `karras`.
     """
     check_path(n_steps, sigma_min=sigma_min, rho=rho)
-    end = sigma.clamp(max=sigma_min)
+    is_clean = sigma == 0
+    # A root has no gradient at 0, so any positive level stands in for a clean element.
+    s = torch.where(is_clean, 1.0, sigma)
+    root, end = s ** (1 / rho), s.clamp(max=sigma_min) ** (1 / rho)
     ramps = (i / max(1, n_steps - 1) for i in range(1, n_steps))
-    # lerp is linear in sigma^(1 / rho); a clean element has 0 at both ends.
-    inner = [torch.lerp(sigma ** (1 / rho), end ** (1 / rho), ramp) ** rho for ramp in ramps]
+    inner = [torch.where(is_clean, 0.0, torch.lerp(root, end, ramp) ** rho) for ramp in ramps]
     return [sigma, *inner, torch.zeros_like(sigma)]
 
 
@@ -105,7 +111,7 @@ def log_uniform(n_steps: int, *, sigma_min: float, sigma_max: float) -> Tensor:
     """Grid [n_steps + 1] whose noisy levels have a constant ratio.
 
     Raises:
-        ValueError: `n_steps` < 1, or the range is not positive and increasing.
+        ValueError: `n_steps` < 1, or the range is not positive, increasing and finite.
     """
     _check_range(n_steps, sigma_min, sigma_max)
     ramp = torch.linspace(math.log(sigma_max), math.log(sigma_min), n_steps, dtype=torch.float64)

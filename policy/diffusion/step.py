@@ -142,9 +142,12 @@ def _extrapolated(x0_hat: Tensor, sigma: Tensor, sigma_next: Tensor, history: Hi
     """
     sigma_previous = history.sigma[..., None]
     is_second_order = (sigma_previous > sigma) & (sigma > sigma_next) & (sigma_next > 0)
-    # Levels 1 > 1/e > 1/e^2 stand in where the second order does not apply.
-    h_previous = torch.where(is_second_order, sigma_previous / sigma, torch.e).log()
-    h = torch.where(is_second_order, sigma / sigma_next, torch.e).log()
+    # Where the second order does not apply, e / 1 stands in for the ratio: a level of 0 within it
+    # would make the gradient of the branch not taken infinite, and times 0 that is no number.
+    above = torch.where(is_second_order, sigma_previous, torch.e)
+    h_previous = (above / torch.where(is_second_order, sigma, 1.0)).log()
+    above = torch.where(is_second_order, sigma, torch.e)
+    h = (above / torch.where(is_second_order, sigma_next, 1.0)).log()
     slope = torch.where(is_second_order, h / (2 * h_previous), 0.0)
     return x0_hat + slope * (x0_hat - history.x0_hat)
 

@@ -31,12 +31,13 @@ def soft_mask(is_known: Tensor, *, delay: int) -> Tensor:
 
     Args:
         is_known: [B, Tp] bool, whether the last chunk says anything of an action; the known ones
-            come first.
+            are consecutive. Unknown ones may come before them (the past of a first chunk), and
+            after them.
         delay: first actions, which are executed while the new chunk is computed.
     """
-    n_known = is_known.sum(dim=1, keepdim=True)
     i = torch.arange(is_known.shape[1], device=is_known.device)
-    c = ((n_known - i) / (n_known - delay + 1).clamp(min=1)).clamp(0, 1)
+    end = torch.where(is_known, i + 1, 0).amax(dim=1, keepdim=True)  # after the last known one
+    c = ((end - i) / (end - delay + 1).clamp(min=1)).clamp(0, 1)
     fading = c * torch.expm1(c) / math.expm1(1)
     return torch.where(is_known, torch.where(i < delay, 1.0, fading), 0.0)
 
@@ -44,6 +45,9 @@ def soft_mask(is_known: Tensor, *, delay: int) -> Tensor:
 @dataclass(frozen=True)
 class RealTimeChunking:
     """Guides a denoiser towards the last chunk.
+
+    A guided call counts as one denoiser call (`nfe`), though unless it blends it includes a
+    backward pass through the network, the vector-Jacobian product.
 
     Args:
         delay: first actions with weight 1; past ones count.
@@ -66,7 +70,7 @@ class RealTimeChunking:
     def __post_init__(self):
         if not 0 <= self.strength <= 1:
             raise ValueError(f"strength is {self.strength}, it must be in 0..1")
-        if self.max_weight < 0 or self.sigma_data <= 0 or self.delay < 0:
+        if not (self.max_weight >= 0 and self.sigma_data > 0 and self.delay >= 0):
             raise ValueError(
                 f"max_weight is {self.max_weight}, sigma_data {self.sigma_data}, delay "
                 f"{self.delay}: need max_weight >= 0, sigma_data > 0, delay >= 0"
@@ -78,8 +82,8 @@ class RealTimeChunking:
         Args:
             denoiser: to be guided.
             target: [B, Tp, Da] last chunk, moved to the present.
-            is_known: [B, Tp, Da] whether it says anything of an element; the known actions come
-                first.
+            is_known: [B, Tp, Da] whether it says anything of an element; the known actions are
+                consecutive.
         """
         fading = soft_mask(is_known.any(dim=-1), delay=self.delay)
         weights = self.strength * fading[..., None] * is_known

@@ -37,6 +37,35 @@ Modulations = Sequence[Sequence[Modulation]]
 FeedForward = Callable[[Tensor], Tensor]
 
 
+def check_whole(**sizes: int) -> None:
+    """Raise ValueError unless each size is a whole number from 1 on."""
+    for name, value in sizes.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} is {value!r}, it must be a whole number of at least 1")
+
+
+def check_dropout(**shares: float) -> None:
+    """Raise ValueError unless each dropout is a share that leaves something."""
+    for name, value in shares.items():
+        if not (isinstance(value, int | float) and 0 <= value < 1):
+            raise ValueError(f"{name} is {value!r}, it must be a number in [0, 1)")
+
+
+def hidden_size(expansion: float, size: int) -> int:
+    """Hidden features of a feed-forward layer on tokens of a size.
+
+    Raises:
+        ValueError: there are none.
+    """
+    is_number = isinstance(expansion, int | float) and 0 < expansion < float("inf")
+    if not is_number or round(expansion * size) < 1:
+        raise ValueError(
+            f"expansion is {expansion!r}, which leaves tokens of size {size} without a hidden "
+            f"feature: give a number of at least {1 / size:g}"
+        )
+    return round(expansion * size)
+
+
 def initialise(module: nn.Module) -> None:
     """Start the linear layers of a module from N(0, 0.02) and zero biases."""
     for part in module.modules():
@@ -59,10 +88,12 @@ class Attention(nn.Module):
             dropout: of the attention weights and of the output, in training.
 
         Raises:
-            ValueError: the heads do not divide D.
+            ValueError: the heads do not divide D, or the dropout is out of range.
         """
         super().__init__()
-        if n_heads < 1 or size % n_heads:
+        check_whole(n_heads=n_heads)
+        check_dropout(attention_dropout=dropout)
+        if size % n_heads:
             raise ValueError(f"size is {size}, it must be a multiple of n_heads {n_heads}")
         self.n_heads, self.dropout = n_heads, dropout
         self.query = nn.Linear(size, size)
@@ -111,9 +142,13 @@ class GELUFeedForward(nn.Module):
             size: D.
             expansion: hidden features per feature of a token.
             dropout: of the hidden features and of the output, in training.
+
+        Raises:
+            ValueError: there is no hidden feature, or the dropout is out of range.
         """
         super().__init__()
-        hidden = round(expansion * size)
+        check_dropout(dropout=dropout)
+        hidden = hidden_size(expansion, size)
         self.first, self.second = nn.Linear(size, hidden), nn.Linear(hidden, size)
         self.dropout = nn.Dropout(dropout)
         initialise(self)
@@ -133,9 +168,13 @@ class SwiGLUFeedForward(nn.Module):
             size: D.
             expansion: hidden features per feature of a token; 8/3 has the size of GELU's 4.
             dropout: of the hidden features and of the output, in training.
+
+        Raises:
+            ValueError: there is no hidden feature, or the dropout is out of range.
         """
         super().__init__()
-        hidden = round(expansion * size)
+        check_dropout(dropout=dropout)
+        hidden = hidden_size(expansion, size)
         self.first, self.second = nn.Linear(size, 2 * hidden), nn.Linear(hidden, size)
         self.dropout = nn.Dropout(dropout)
         initialise(self)

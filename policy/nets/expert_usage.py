@@ -12,8 +12,8 @@ Differences from the paper:
    the prior decides who has which place; here places are dealt out in turn, to the first expert of
    each layer, then to the second of each, so that a window holds just k experts of each layer.
    Experts of a layer are alike at the start, so that only the order of the layers is a choice.
-2. The levels are logarithms of sigma where the paper has time steps, whose window moves with the
-   fourth power; `power` is 1 for a steady motion.
+2. The window moves steadily over `c_noise`, with EDM the logarithm of sigma; in the paper it moves
+   with the fourth power of the time step.
 
 Shape legend: `B` batch, `Tp` actions of a chunk, `n` levels, `L` layers, `N` experts, `k` chosen
 ones.
@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from policy.nets.experts import Experts
 from policy.nets.transformer import Transformer
 
+SLACK = 0.1  # share of the trained range by which a prior's limits may miss its ends
+
 
 def usage(net: nn.Module, c_noise: Tensor) -> Tensor:
     """Probabilities [L, n, N] with which the layers' routers give actions of a level the experts.
@@ -36,7 +38,7 @@ def usage(net: nn.Module, c_noise: Tensor) -> Tensor:
         c_noise: [n] levels.
 
     Raises:
-        ValueError: there are no experts.
+        ValueError: there are no experts, or no transformer.
     """
     layers = [module for module in net.modules() if isinstance(module, Experts)]
     if not layers:
@@ -44,8 +46,13 @@ def usage(net: nn.Module, c_noise: Tensor) -> Tensor:
             f"the {type(net).__name__} has no experts whose use could be asked for: "
             f"take a net with experts (net=moe_small)"
         )
-    transformer = next(module for module in net.modules() if isinstance(module, Transformer))
-    noise = transformer._noise(c_noise[:, None])[:, -1]  # [n, D]
+    transformers = [module for module in net.modules() if isinstance(module, Transformer)]
+    if not transformers:
+        raise ValueError(
+            f"the {type(net).__name__} has experts, but not in a transformer, which alone can be "
+            f"asked for their use: take net=moe_small"
+        )
+    noise = transformers[0].embed_levels(c_noise[:, None])[:, -1]  # [n, D]
     return torch.stack([layer.logits(noise).softmax(dim=-1) for layer in layers])
 
 
@@ -88,7 +95,6 @@ class DiffusionPrior(nn.Module):
         weight: float = 0.1,
         lowest: float = -46.0,
         highest: float = 30.0,
-        power: float = 1.0,
     ):
         """A network with a prior.
 
@@ -100,23 +106,27 @@ class DiffusionPrior(nn.Module):
             weight: of the divergence from the prior.
             lowest: level at which the window begins to move, in units of c_noise.
             highest: level at which it ends.
-            power: of the window's position.
 
         Raises:
-            ValueError: the levels are not in order, or the network has no experts.
+            ValueError: the levels are not in order, or there is no `Transformer` with experts.
         """
         super().__init__()
         if lowest >= highest:
             raise ValueError(f"lowest is {lowest} and highest is {highest}: give lowest < highest")
-        self.net = net(action_size=action_size, cond_size=cond_size, pred_horizon=pred_horizon)
-        self.weight, self.power = weight, power
-        self.lowest, self.highest = lowest, highest
-        layers = [module for module in self.net.modules() if isinstance(module, Experts)]
+        inner = net(action_size=action_size, cond_size=cond_size, pred_horizon=pred_horizon)
+        layers = [module for module in inner.modules() if isinstance(module, Experts)]
         if not layers:
             raise ValueError(
-                f"the {type(self.net).__name__} has no experts that a prior could be over: set "
+                f"the {type(inner).__name__} has no experts that a prior could be over: set "
                 f"net.net.feed_forward to policy.nets.experts.Experts"
             )
+        if not isinstance(inner, Transformer):
+            raise ValueError(
+                f"the {type(inner).__name__} is no transformer, which a prior over experts needs: "
+                f"set net.net to policy.nets.transformer.Transformer"
+            )
+        self.net, self.weight = inner, weight
+        self.lowest, self.highest = lowest, highest
         self.top_k = layers[0].top_k
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor) -> Tensor:
@@ -125,8 +135,22 @@ class DiffusionPrior(nn.Module):
 
     def at(self, c_noise: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The network f(x, cond) at levels [Tp]."""
-        assert isinstance(self.net, Transformer)
         return self.net.at(c_noise)
+
+    def check_levels(self, lowest: float, highest: float) -> None:
+        """Raise ValueError unless the window moves over the levels that are trained.
+
+        Args:
+            lowest: of the trained ones, in units of c_noise.
+            highest: of them.
+        """
+        slack = SLACK * (highest - lowest)
+        if abs(self.lowest - lowest) > slack or abs(self.highest - highest) > slack:
+            raise ValueError(
+                f"the prior's window moves from {self.lowest:g} to {self.highest:g}, but levels "
+                f"from {lowest:.0f} to {highest:.0f} are trained: set net.lowest={lowest:.0f} and "
+                f"net.highest={highest:.0f}"
+            )
 
     def penalty(self, c_noise: Tensor) -> Tensor:
         """Divergence of the experts' use from the prior, and the network's own penalty, a scalar.
@@ -134,13 +158,12 @@ class DiffusionPrior(nn.Module):
         Args:
             c_noise: [B, Tp] levels of the batch.
         """
-        assert isinstance(self.net, Transformer)
         own = self.net.penalty(c_noise)
         if not self.training:
             return own
         levels = c_noise.flatten()
         used = usage(self.net, levels)
         n_layers, _, n_experts = used.shape
-        position = ((levels - self.lowest) / (self.highest - self.lowest)).clamp(0, 1) ** self.power
+        position = ((levels - self.lowest) / (self.highest - self.lowest)).clamp(0, 1)
         wished = prior(position, n_layers=n_layers, n_experts=n_experts, top_k=self.top_k)
         return own + self.weight * divergence(used, wished.to(used.dtype)).mean()

@@ -36,7 +36,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policy.nets.attention import INIT_STD, SwiGLUFeedForward, initialise
+from policy.nets.attention import (
+    INIT_STD,
+    SwiGLUFeedForward,
+    check_dropout,
+    check_whole,
+    hidden_size,
+    initialise,
+)
 
 
 class Experts(nn.Module):
@@ -67,15 +74,20 @@ class Experts(nn.Module):
             shared: whether there is one expert more, which every token uses with weight 1.
 
         Raises:
-            ValueError: there are not `top_k` experts to choose.
+            ValueError: there are not `top_k` experts to choose, or a number is out of range.
         """
         super().__init__()
-        if not 1 <= top_k <= n_experts:
+        check_whole(n_experts=n_experts)
+        check_dropout(dropout=dropout)
+        for name, weight in {"balance": balance, "z_loss": z_loss}.items():
+            if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
+                raise ValueError(f"{name} is {weight!r}, it must be a number of at least 0")
+        if type(top_k) is not int or not 1 <= top_k <= n_experts:
             raise ValueError(
-                f"top_k is {top_k} and n_experts is {n_experts}: a token uses at least one expert "
-                f"and at most all of them, set top_k to 1..{n_experts} or change n_experts"
+                f"top_k is {top_k!r} and n_experts is {n_experts}: a token uses at least one "
+                f"expert and at most all of them, set top_k to 1..{n_experts} or change n_experts"
             )
-        hidden = round(expansion * size)
+        hidden = hidden_size(expansion, size)
         self.top_k, self.dropout, self.balance, self.z_loss = top_k, dropout, balance, z_loss
         self.up = nn.Parameter(torch.empty(n_experts, 2 * hidden, size))  # Values, then gates.
         self.down = nn.Parameter(torch.empty(n_experts, hidden, size))

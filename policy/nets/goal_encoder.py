@@ -47,6 +47,10 @@ class GoalEncoder(nn.Module):
             ValueError: a goal is no field, or an image; nothing but goals; a number out of range.
         """
         super().__init__()
+        if isinstance(goals, str):
+            raise ValueError(
+                f"encoder.goals is {goals!r}, it must be a list: encoder.goals=[{goals}]"
+            )
         unknown = [name for name in goals if name not in feature_shapes]
         if unknown or not goals:
             raise ValueError(
@@ -55,7 +59,12 @@ class GoalEncoder(nn.Module):
             )
         images = [name for name in goals if len(feature_shapes[name]) != 1]
         if images:
-            raise ValueError(f"the goals {images} are images, this encoder takes vectors only")
+            vectors = [name for name, shape in feature_shapes.items() if len(shape) == 1]
+            raise ValueError(
+                f"the goals {images} are images, this encoder takes vectors only: set "
+                f"encoder.goals to some of {vectors}, or make goals of one of these as "
+                f"experiment/play.yaml does"
+            )
         if size < 1:
             raise ValueError(f"size is {size}, it must be at least 1")
         if not 0 <= dropout < 1:

@@ -54,7 +54,7 @@ class ImageEncoder(nn.Module):
         self.cameras = tuple(name for name, shape in self.shapes.items() if len(shape) == 3)
         self.states = tuple(name for name in self.shapes if name not in self.cameras)
         self._check(hidden)
-        self.trunks = nn.ModuleList(trunk(image_shape=self._seen(name)) for name in self.cameras)
+        self.trunks = nn.ModuleList(trunk(image_shape=self.seen(name)) for name in self.cameras)
         self.frame_size = sum(int(trunk.feature_size) for trunk in self.trunks)  # pyright: ignore
         self.frame_size += sum(self.shapes[name][0] for name in self.states)
         size = obs_horizon * self.frame_size
@@ -87,7 +87,7 @@ class ImageEncoder(nn.Module):
                     f"set it to 1..{min(height, width)}, or to null for the whole picture"
                 )
 
-    def _seen(self, name: str) -> tuple[int, ...]:
+    def seen(self, name: str) -> tuple[int, ...]:
         """Height, width and channels of what the network of a camera sees."""
         height, width, n_channels = self.shapes[name]
         return (self.crop or height, self.crop or width, n_channels)
@@ -121,7 +121,7 @@ class ImageEncoder(nn.Module):
 
     def _cropped(self, name: str, images: Tensor) -> Tensor:
         """The centre of pictures [B, T, H, W, C], or all of them where they are cropped already."""
-        shape, seen = tuple(images.shape[-3:]), self._seen(name)
+        shape, seen = tuple(images.shape[-3:]), self.seen(name)
         if shape == seen:
             return images
         if shape != self.shapes[name]:

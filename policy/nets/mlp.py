@@ -58,13 +58,13 @@ class ResidualMLP(nn.Module):
             noise_embed_size: E, of each action's level.
 
         Raises:
-            ValueError: a size is not positive.
+            ValueError: a size is no whole number, or not positive.
         """
         super().__init__()
         sizes = {"size": size, "n_blocks": n_blocks, "expansion": expansion}
         for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1")
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}, it must be a whole number of at least 1")
         self.noise_embed = NoiseEmbed(noise_embed_size)
         n_inputs = pred_horizon * (action_size + noise_embed_size) + cond_size
         self.first = nn.Linear(n_inputs, size)

@@ -55,6 +55,7 @@ from policy.nets.attention import (
     FeedForward,
     GELUFeedForward,
     Modulations,
+    check_whole,
     initialise,
 )
 from policy.nets.noise_embed import NoiseEmbed, sinusoids
@@ -129,11 +130,10 @@ class Transformer(nn.Module):
         super().__init__()
         _check(conditioning=(conditioning, CONDITIONINGS), cond_in=(cond_in, CONDITION_PLACES))
         _check(norm=(norm, tuple(NORMS)))
+        check_whole(size=size, n_layers=n_layers, cond_tokens=cond_tokens)
         _check_cond_tokens(cond_size, cond_tokens)
         if size < 4 or size % 2:
             raise ValueError(f"size is {size}, it must be even and at least 4")
-        if n_layers < 1:
-            raise ValueError(f"n_layers is {n_layers}, a transformer needs at least one block")
 
         self.size, self.conditioning, self.is_causal = size, conditioning, is_causal
         self.cond_tokens = cond_tokens
@@ -198,7 +198,7 @@ class Transformer(nn.Module):
         Returns:
             [B, Tp, Da].
         """
-        noise = self._noise(c_noise)
+        noise = self.embed_levels(c_noise)
         adaln = None if self.adaln is None else partial(self.adaln, noise)
         layers = [_bind(layer, noise) for layer in self._feed_forwards()]
         return self._predict(x, cond, Levels(noise, adaln, layers))
@@ -209,7 +209,7 @@ class Transformer(nn.Module):
         Args:
             c_noise: [Tp], the same in all samples.
         """
-        noise = self._noise(c_noise[None])
+        noise = self.embed_levels(c_noise[None])
         adaln = None if self.adaln is None else self.adaln.at(noise)
         layers = [_at(layer, noise) for layer in self._feed_forwards()]
         return partial(self._predict, levels=Levels(noise, adaln, layers))
@@ -220,14 +220,14 @@ class Transformer(nn.Module):
         Args:
             c_noise: [B, Tp] noise level of each action.
         """
-        noise = self._noise(c_noise)
+        noise = self.embed_levels(c_noise)
         penalties = [getattr(layer, "penalty", None) for layer in self._feed_forwards()]
         return sum((penalty(noise) for penalty in penalties if penalty), c_noise.new_zeros(()))
 
     def _feed_forwards(self) -> list[nn.Module]:
         return [block.feed_forward for block in self.blocks if isinstance(block, Block)]
 
-    def _noise(self, c_noise: Tensor) -> Tensor:
+    def embed_levels(self, c_noise: Tensor) -> Tensor:
         """Embeddings [B, S, D] of the levels [B, Tp], after those of a prefix."""
         if self.noise_embed is not None:
             noise = self.noise_embed(c_noise)
@@ -295,7 +295,7 @@ def _check(**choices: tuple[str, Sequence[str]]) -> None:
 
 def _check_cond_tokens(cond_size: int, cond_tokens: int) -> None:
     """Raise ValueError unless the condition divides into its tokens."""
-    if cond_tokens < 1 or cond_size % cond_tokens:
+    if cond_size % cond_tokens:
         fitting = [str(n) for n in range(1, min(cond_size, 16) + 1) if cond_size % n == 0]
         raise ValueError(
             f"cond_size is {cond_size}, which does not divide into cond_tokens {cond_tokens} equal "

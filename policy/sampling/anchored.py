@@ -57,11 +57,12 @@ class Anchored:
                 "cadence fit checkpoint=... store.path=..."
             )
         check_path(n_steps, sigma_min=sigma_min, rho=rho)
+        space.check_end(sigma_min, setting="sigma_min")
         if sigma_min > start_sigma:
             raise ValueError(
                 f"sigma_min is {sigma_min}, it must be at most start_sigma ({start_sigma})"
             )
-        if temperature < 0:
+        if not temperature >= 0:
             raise ValueError(f"temperature is {temperature}, it must be at least 0")
         space.check_start(start_sigma, name="start_sigma")
         self.space, self.descent, self.n_steps = space, descent, n_steps

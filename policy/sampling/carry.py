@@ -67,3 +67,8 @@ def check_carry(carry: Carry, cond: Tensor, space: ChunkSpace) -> None:
             f"the carry has shape {tuple(carry.x.shape)}, the observation and the sampler need "
             f"{expected} [streams, predicted steps, action size]: start new streams"
         )
+    if tuple(carry.sigma.shape) != expected[:2]:
+        raise ValueError(
+            f"the carry's levels have shape {tuple(carry.sigma.shape)}, its chunk needs "
+            f"{expected[:2]} [streams, predicted steps]: give each action its level"
+        )

@@ -8,12 +8,13 @@ Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` conditio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
 from torch import Tensor
 
-from policy.diffusion.step import Corrector, History, Noise, Solver, no_history
+from policy.diffusion.step import Corrector, History, Noise, Solver, ancestral, no_history
 from policy.types import Denoiser
 
 T = TypeVar("T")
@@ -26,13 +27,14 @@ class Descent:
     Args:
         solver: of one step, such as `policy.diffusion.step.dpmpp_2m`.
         corrector: `policy.diffusion.step.heun`, which costs a second call in all steps but the
-            last, or none.
+            last, or none. It mends DDIM only: with noise, or from two steps, a step is no mean of
+            slopes to begin with.
         clip: limit of |x0_hat| in the network's scale. Needed by networks that predict the noise,
             whose x0_hat is far off at the first levels; others are better without, where actions
             are not scaled into [-1, 1].
 
     Raises:
-        ValueError: the limit is not positive.
+        ValueError: the limit is not positive, or there is a corrector of another solver than DDIM.
     """
 
     solver: Solver
@@ -40,8 +42,13 @@ class Descent:
     clip: float | None = None
 
     def __post_init__(self):
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is {self.clip}, it must be positive, or null for no limit")
+        if self.corrector is not None and not _is_ddim(self.solver):
+            raise ValueError(
+                f"the corrector mends steps of DDIM, the solver is {self.solver}: use ancestral "
+                f"with eta=0, or no corrector"
+            )
 
     def nfe(self, n_steps: int) -> int:
         """Denoiser calls of `n_steps` steps."""
@@ -89,3 +96,10 @@ class Descent:
                 x_next = self.corrector(x, x0_hat, sigma, x_next, x0_hat_next, sigma_next)
             x = x_next
         return x, history
+
+
+def _is_ddim(solver: Solver) -> bool:
+    """Whether a solver is `ancestral` without noise."""
+    return (
+        isinstance(solver, partial) and solver.func is ancestral and solver.keywords.get("eta") == 0
+    )

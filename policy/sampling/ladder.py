@@ -65,10 +65,18 @@ def by_chunk(space: ChunkSpace, *, front_sigma: float, sigma_max: float) -> Tens
         sigma_max: level of the last.
 
     Raises:
-        ValueError: front_sigma is not positive or exceeds sigma_max.
+        ValueError: front_sigma is not positive or exceeds sigma_max, or the actions fill one tick
+            only, whose level cannot be both.
     """
     n_open, n_executed = _n_open(space), space.horizons.action
     n_chunks = max(1, n_open // n_executed)
+    if n_chunks == 1 and front_sigma != sigma_max:
+        raise ValueError(
+            f"{n_open} actions are not decided and {n_executed} are executed in a tick, so there "
+            f"is one level and none from front_sigma ({front_sigma}) to sigma_max ({sigma_max}): "
+            f"execute half of them at most (action_horizon), or give each action a level of its "
+            f"own (policy.sampling.ladder.by_action)"
+        )
     chunk = torch.arange(n_open) // n_executed
     levels = _geometric(n_chunks, front_sigma, sigma_max)[chunk.clamp(max=n_chunks - 1)]
     return _after_decided(space, levels)

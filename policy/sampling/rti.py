@@ -74,11 +74,12 @@ class RTI:
             guidance: towards the last chunk, or none. Discrete elements are not guided.
 
         Raises:
-            ValueError: a level was not trained or exceeds full noise, or more actions are
-                committed than are known.
+            ValueError: a level was not trained or exceeds full noise, or the number of committed
+                actions is not whole or exceeds that of the known ones.
         """
         first_chunk = first(space=space)
         check_path(n_steps, sigma_min=sigma_min, rho=rho)
+        space.check_end(sigma_min, setting="sigma_min")
         horizons = space.horizons
         known = horizons.pred - horizons.action - space.n_decided
         if known < 1:
@@ -86,10 +87,10 @@ class RTI:
                 f"of {horizons.future} actions {horizons.action} are executed before the next "
                 f"chunk, so nothing would be known of it: execute fewer"
             )
-        if not 0 <= n_committed <= known:
+        if type(n_committed) is not int or not 0 <= n_committed <= known:
             raise ValueError(
                 f"n_committed is {n_committed}, {known} actions of the last chunk are known and "
-                f"not decided when the next one begins: give 0 to {known}"
+                f"not decided when the next one begins: give a whole number in 0..{known}"
             )
         levels = restart(space)
         check_ladder(levels, space)
@@ -99,7 +100,6 @@ class RTI:
                 f"the restart levels are {lowest:g} to {highest:g}, they must be from sigma_min "
                 f"({sigma_min:g}) to full noise ({first_chunk.sigmas[0]:g})"
             )
-        space.check_start(lowest, name="the restart")
         self.space, self.first, self.descent = space, first_chunk, descent
         self.n_steps, self.restart = n_steps, tuple(levels.tolist())
         self.sigma_min, self.rho = sigma_min, rho

@@ -26,10 +26,11 @@ class Sequential:
             descent: from level to level.
 
         Raises:
-            ValueError: the grid does not decrease to 0, or starts at a level that was not trained.
+            ValueError: the grid does not decrease to 0, or has a level that was not trained.
         """
         check_grid(grid)
         space.check_start(float(grid[0]), name="the grid")
+        space.check_end(float(grid[-2]), setting="grid.sigma_min")
         # Plain numbers: a step then needs no transfer to the device.
         self.space, self.sigmas, self.descent = space, tuple(grid.tolist()), descent
 

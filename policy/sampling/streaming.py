@@ -71,10 +71,11 @@ class Streaming:
                 more of an outdated plan.
 
         Raises:
-            ValueError: the ladder falls, or has a level that was not trained.
+            ValueError: the ladder falls, or a level was not trained.
         """
         first_chunk = first(space=space)
         check_path(n_steps, sigma_min=sigma_min, rho=rho)
+        space.check_end(sigma_min, setting="sigma_min")
         levels = ladder(space)
         check_ladder(levels, space)
         space.check_start(float(levels[space.n_decided]), name="the ladder")
@@ -146,10 +147,12 @@ class Streaming:
         target = constants((0.0,) * n + later, like=sigma)
         target = torch.minimum(target, sigma)
         to_zero = karras_path(sigma, self.n_steps, sigma_min=self.sigma_min, rho=self.rho)
-        ratio = target / torch.where(sigma == 0, 1.0, sigma)
+        is_due = target == 0
+        # What is due takes the other branch; a ratio of 1 keeps the gradient of this one finite.
+        ratio = torch.where(is_due, 1.0, target) / torch.where(is_due, 1.0, sigma)
         between = [sigma * ratio ** (i / self.n_steps) for i in range(self.n_steps)]
         pairs = zip(to_zero, [*between, target], strict=True)
-        return [torch.where(target == 0, zero, some) for zero, some in pairs]
+        return [torch.where(is_due, zero, some) for zero, some in pairs]
 
     def _solver(self, is_head: Tensor) -> Solver:
         """The solver of the actions due now beside that of the others; is_head: [B, Tp]."""

@@ -138,6 +138,14 @@ def test_carry_of_another_batch_is_refused(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_carry_with_other_levels_is_refused(name):
+    sampler = built(name)
+    carry = sampler.start(gaussian, torch.zeros(2, 1), seeded(2))
+    with pytest.raises(ValueError, match=r"levels have shape \(2, 1\), its chunk needs \(2, 16\)"):
+        sampler(gaussian, torch.zeros(2, 1), carry.replace(sigma=carry.sigma[:, :1]), seeded(2))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_start_level_that_was_not_trained_is_refused(name):
     narrow = ChunkSpace(
         SPACE.horizons, DA, sigma_min=0.01, sigma_max=0.5, grids=SPACE.grids, anchors=SPACE.anchors

@@ -175,6 +175,11 @@ def test_goals_that_do_not_fit_the_store_are_refused(settings, message):
         ({"least_ahead": 5, "most_ahead": 4}, "most_ahead is 4, it must be at least .* 5"),
         ({"elements": (1, 1)}, r"elements is \(1, 1\)"),
         ({"elements": ()}, r"elements is \(\)"),
+        ({"elements": [0.5]}, r"elements is \(0\.5,\), give whole numbers"),
+        ({"elements": [True]}, r"elements is \(True,\), give whole numbers"),
+        ({"elements": 1}, "elements is 1, give a list"),
+        ({"least_ahead": "a"}, "least_ahead is 'a', it must be a whole number"),
+        ({"most_ahead": 2.5}, r"most_ahead is 2\.5, it must be a whole number"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -204,9 +204,21 @@ def test_stores_that_mean_something_else_are_refused_by_name(tmp_path, message):
         Mixture([a, b])
 
 
-def test_a_field_of_this_name_is_not_overwritten(joined):
+def test_a_field_of_this_name_is_not_overwritten(tmp_path):
+    told = {**CONTRACT.observation, TASK: task_field(["a", "b"])}
+    contract = replace(CONTRACT, observation=told)
+    stores = [make(tmp_path / name, task=name, contract=contract) for name in ("a", "b")]
     with pytest.raises(ContractError, match="tell_task=false"):
-        Mixture([joined], tell_task=True)
+        Mixture(stores, tell_task=True)
+
+
+def test_a_single_task_is_not_told(tmp_path):
+    """Nothing that a policy of it would have to be told where it is used."""
+    stores = [make(tmp_path / name, task="reach") for name in ("a", "b")]
+    mixture = Mixture(stores, tell_task=True)
+    assert mixture.tasks == ()
+    assert mixture.contract.observation == CONTRACT.observation
+    assert mixture.digest() == Mixture(stores).digest()
 
 
 def test_a_task_that_nobody_names_is_refused(tmp_path):
@@ -221,10 +233,17 @@ def test_no_stores_or_empty_ones_are_refused(tmp_path):
         Mixture([make(tmp_path / "a", lengths=())])
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0, 1.0], [1.0, float("inf"), 1.0]])
+@pytest.mark.parametrize(
+    "weights", [[1.0], [1.0, 0.0, 1.0], [1.0, float("inf"), 1.0], 3, ["a", "b", "c"], "abc"]
+)
 def test_impossible_weights_are_refused(stores, weights):
     with pytest.raises(ValueError, match="weights"):
         Mixture(stores, weights=weights)
+
+
+def test_a_path_in_place_of_a_list_is_refused():
+    with pytest.raises(ValueError, match=r"paths is 'a/store\.zarr', it must be a list"):
+        Mixture.open("a/store.zarr")
 
 
 def test_a_weight_without_windows_is_refused(stores):

@@ -1,12 +1,14 @@
 """The task as an observation field: the same field as of a mixture of stores."""
 
+from functools import partial
+
 import gymnasium
 import numpy as np
 import pytest
 
 from data.mixture import TASK, task_field
 from data.types import Contract, Field
-from envs.tell_task import FIELD, TellTask
+from envs.tell_task import FIELD, TellTask, make
 
 TASKS = ("a", "b", "c")
 
@@ -51,3 +53,15 @@ def test_what_cannot_be_told_is_refused():
         told("a", ("a", "b", "b"))
     with pytest.raises(ValueError, match="'task' of its own"):
         TellTask(told("a"), task="a", tasks=TASKS)
+
+
+def test_any_environment_is_told():
+    pillar = partial(gymnasium.make, "envs.pillar:cadence/Pillar-v0")
+    env = make(pillar, task="c", tasks=TASKS)
+    assert env.reset(seed=0)[0][FIELD].tolist() == [0, 0, 1]
+    assert env.render_mode is None
+    assert make(pillar, "rgb_array", task="c", tasks=TASKS).render_mode == "rgb_array"
+    with pytest.raises(ValueError, match="give task=NAME, one of a, b, c"):
+        make(pillar, task=None, tasks=TASKS)
+    with pytest.raises(ValueError, match=r"tasks is 'a', it must be a list"):
+        make(pillar, task="a", tasks="a")

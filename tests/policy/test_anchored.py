@@ -1,5 +1,6 @@
 """Anchored sampling finds the anchor that fits."""
 
+import math
 from functools import partial
 
 import pytest
@@ -73,6 +74,11 @@ def test_temperature_spreads_the_choice():
         ({"space": ChunkSpace(SPACE.horizons, DA)}, "no anchors"),
         ({"start_sigma": 0.01}, r"sigma_min is 0\.05, it must be at most start_sigma \(0\.01\)"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        (
+            {"space": ChunkSpace(SPACE.horizons, DA, sigma_min=0.1, anchors=ANCHORS)},
+            r"the last level before 0 is sigma 0\.05, .* give sigma_min=0\.1",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

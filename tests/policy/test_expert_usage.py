@@ -3,6 +3,7 @@
 import json
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from policy.experts import draw, served
 from policy.nets.expert_usage import DiffusionPrior, divergence, prior, usage
 from policy.nets.experts import Experts
 from policy.nets.transformer import Transformer
-from policy.train import prepare
+from policy.train import Run, prepare
 
 SIZES: dict = {"action_size": 2, "cond_size": 4, "pred_horizon": 5}
 NET: Any = partial(
@@ -70,6 +71,16 @@ def test_a_network_without_experts_is_refused():
         DiffusionPrior(**SIZES, net=partial(Transformer, size=8))
     with pytest.raises(ValueError, match=r"lowest is 3.* and highest is 3"):
         DiffusionPrior(**SIZES, net=NET, lowest=3.0, highest=3.0)
+
+
+def test_experts_outside_of_a_transformer_are_refused():
+    def net(**sizes: int) -> torch.nn.Module:
+        return torch.nn.Sequential(Experts(size=8))
+
+    with pytest.raises(ValueError, match=r"Sequential is no transformer.* net\.net"):
+        DiffusionPrior(**SIZES, net=net)
+    with pytest.raises(ValueError, match="Sequential has experts, but not in a transformer"):
+        usage(net(), torch.zeros(2))
 
 
 @pytest.mark.parametrize(("n_layers", "n_experts", "top_k"), [(4, 4, 2), (3, 5, 1), (2, 3, 3)])
@@ -149,8 +160,7 @@ def test_figure_shows_what_is_chosen(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """An untrained policy with experts."""
+def store(tmp_path_factory) -> EpisodeStore:
     folder = tmp_path_factory.mktemp("experts")
     contract = Contract(
         observation={"state": Field(shape=(2,))}, action=Field(shape=(2,)), control_dt=0.1
@@ -158,10 +168,21 @@ def checkpoint(tmp_path_factory):
     store = EpisodeStore.create(folder / "store.zarr", contract)
     values = np.random.default_rng(0).uniform(-1, 1, (30, 2)).astype(np.float32)
     store.append({name: values for name in contract.fields})
-    settings = [f"store.path={store.path}", "net=moe_small", "net.n_layers=2", "net.size=16"]
-    more = ["device=cpu", "precision=fp32", "batch_size=8", "holdout=0", "threads=1"]
-    prepare(compose_config("train", [*settings, *more]), store, folder / "run").save()
-    return folder / "run"
+    return store
+
+
+def prepared(store: EpisodeStore, *settings: str, out: Path = Path()) -> Run:
+    given = [f"store.path={store.path}", "batch_size=8", "holdout=0", "threads=1"]
+    cfg = compose_config("train", [*given, "device=cpu", "precision=fp32", *settings])
+    return prepare(cfg, store, out)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(store, tmp_path_factory) -> Path:
+    """An untrained policy with experts."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    prepared(store, "net=moe_small", "net.n_layers=2", "net.size=16", out=out).save()
+    return out
 
 
 def test_figure_of_a_checkpoint(checkpoint, tmp_path):
@@ -200,6 +221,32 @@ def test_bench_counts_the_experts_of_a_token(tmp_path):
     assert one["weights"] - one["weights_of_a_token"] == 2 * (
         2 * 3 * size * 2 * size + 2 * size**2 + 2 * size + 2 * size * 4 + 4
     )
+
+
+@pytest.mark.parametrize("precond", ["eps", "v", "x0"])
+def test_a_window_over_other_levels_than_the_trained_is_refused(store, precond):
+    settings = ["net=moe_switch_small", "net.net.size=16", "net.net.n_layers=1"]
+    prepared(store, *settings)
+    with pytest.raises(ValueError, match=r"from -46 to 30, but levels from .* set net\.lowest="):
+        prepared(store, *settings, f"precond={precond}")
+    prepared(store, *settings, f"precond={precond}", "net.lowest=0", "net.highest=97")
+    with pytest.raises(ValueError, match=r"levels from -46 to 44 are trained.*net\.highest=44"):
+        prepared(store, *settings, "loss.corruption.density.sigma_max=80")
+
+
+@pytest.mark.parametrize("name", ["repeats", "n_levels", "pred_horizon"])
+def test_a_bench_of_nothing_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} is 0, it must be at least 1"):
+        bench_experts.run(compose_config("bench_experts", [f"{name}=0", f"out={tmp_path}"]))
+
+
+def test_bench_measures_the_network_under_a_prior(tmp_path):
+    """Its twin has the features of the two experts of a token and of the shared one."""
+    sizes = ["net=moe_switch_small", "net.net.size=16", "net.net.n_layers=1"]
+    few = ["repeats=1", "n_levels=1", "pred_horizon=2", f"out={tmp_path}", "device=cpu"]
+    rows = bench_experts.run(compose_config("bench_experts", [*sizes, *few]))["rows"]
+    _, bound, _, dense_bound = (row["multiply_adds"] for row in rows.values())
+    assert bound == dense_bound
 
 
 def test_bench_needs_experts(tmp_path):

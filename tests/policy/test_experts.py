@@ -270,9 +270,28 @@ def test_there_is_no_penalty_in_evaluation():
     assert make(balance=0.0, z_loss=0.0).train().penalty(noise).item() == 0
 
 
-@pytest.mark.parametrize("top_k", [0, -1, 5])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"balance": -0.1}, r"balance is -0\.1"),
+        ({"balance": float("nan")}, "balance is nan"),
+        ({"z_loss": float("nan")}, "z_loss is nan"),
+        ({"z_loss": -1}, "z_loss is -1"),
+        ({"dropout": 1.5}, r"dropout is 1\.5"),
+        ({"dropout": -0.5, "shared": True}, r"dropout is -0\.5"),
+        ({"n_experts": 3.0}, r"n_experts is 3\.0"),
+        ({"expansion": 0.01}, r"expansion is 0\.01, which leaves tokens of size 8 without"),
+        ({"expansion": -1}, "expansion is -1"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Experts(size=8, **settings)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 5, True, 2.5, "two"])
 def test_impossible_choice_is_refused_with_both_numbers(top_k):
-    with pytest.raises(ValueError, match=rf"top_k is {top_k} and n_experts is 4: .* 1\.\.4"):
+    with pytest.raises(ValueError, match=rf"top_k is {top_k!r} and n_experts is 4: .* 1\.\.4"):
         Experts(size=D, n_experts=4, top_k=top_k)
 
 

@@ -1,20 +1,24 @@
 """`cadence fit` on a tiny store and an untrained network: what it writes, and that samplers run."""
 
 import itertools
+import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from data.store import EpisodeStore
 from data.types import Contract, ContractError, Field
 from policy import fit
 from policy.agent import Agent
-from policy.checkpoint import load, resolve
+from policy.checkpoint import CheckpointError, LoadedCheckpoint, load, resolve
 from policy.diffusion.schedule import karras
 from policy.entry import compose_config
 from policy.sampler_fit import FILE, load_fit
@@ -200,17 +204,66 @@ def test_store_that_was_not_trained_on_is_told(checkpoint, store, tmp_path, caps
         ("n_steps=[2,7]", r"n_steps holds 7: give whole numbers in 1\.\.6"),
         ("n_steps=[0]", r"n_steps holds 0"),
         ("n_steps=[2.5]", r"n_steps holds 2\.5"),
+        ("n_steps=[true,2]", r"n_steps holds True"),
         ("n_steps=4", r"n_steps is 4, give a list"),
+        ("n_steps=[]", r"n_steps is \[\], give a list"),
         ("n_windows=0", r"n_windows is 0"),
         ("n_windows=69", r"n_windows is 69, store .* has 68 windows"),
         ("n_anchors=69", r"n_anchors is 69, store .* has 68 windows"),
         ("n_reference=0", r"n_reference is 0"),
         ("sigma_max=0.001", r"need 0 < sigma_min < sigma_max"),
+        ("sigma_min=-1", r"sigma_min is -1 and sigma_max 20\.0: need 0 < sigma_min"),
+        ("sigma_min=0", r"sigma_min is 0 and"),
+        ("sigma_max=nan", r"sigma_max nan"),
     ],
 )
 def test_impossible_settings_are_refused(checkpoint, store, wrong, message):
     with pytest.raises(ValueError, match=message):
         fit.run(settings(checkpoint, store, wrong))
+
+
+def trained_at(loss):
+    """A checkpoint of which only the configuration of the training is known."""
+    return cast(LoadedCheckpoint, SimpleNamespace(config={"loss": loss}))
+
+
+def test_levels_are_the_configured_ones_that_were_trained():
+    cfg = OmegaConf.create({"sigma_min": 0.01, "sigma_max": 20.0})
+    density = {"sigma_min": 0.02, "sigma_max": 80.0}
+    assert fit.levels(cfg, trained_at({"corruption": {"density": density}})) == (0.02, 20.0)
+    density = {"sigma_min": 0.002, "sigma_max": 5.0}
+    assert fit.levels(cfg, trained_at({"corruption": {"density": density}})) == (0.01, 5.0)
+    assert fit.levels(cfg, trained_at({})) == (0.01, 20.0)
+
+
+def test_grids_keep_to_the_levels_that_were_trained(checkpoint, store):
+    """The training's density goes from 0.02 to 5 here."""
+    rewrite_config(checkpoint, ("loss", "corruption", "density"), sigma_min=0.02, sigma_max=5.0)
+    fit.run(settings(checkpoint, store, "n_steps=[6]"))
+    (grid,) = load_fit(resolve(checkpoint)).grids.values()
+    assert grid[0].item() == pytest.approx(5.0)
+    assert grid[-2].item() == pytest.approx(0.02)
+
+
+def rewrite_config(checkpoint, where, **entries):
+    """Change what a checkpoint says of its training."""
+    file = resolve(checkpoint) / "checkpoint.json"
+    meta = json.loads(file.read_text())
+    node = meta["config"]
+    for key in where:
+        node = node[key]
+    node.update(entries)
+    file.write_text(json.dumps(meta))
+
+
+def test_goals_of_a_strangers_checkpoint_are_not_built(checkpoint, store, tmp_path):
+    """Hydra would call what it names."""
+    marker = tmp_path / "marker"
+    stranger = {"_target_": "os.mkdir", "path": str(marker)}
+    rewrite_config(checkpoint, (), goals=stranger)
+    with pytest.raises(CheckpointError, match=r"wants to build 'os\.mkdir'.*do not trust"):
+        fit.run(settings(checkpoint, store))
+    assert not marker.exists()
 
 
 def test_a_network_that_predicts_no_numbers_is_refused():

@@ -103,6 +103,7 @@ def test_without_goal_no_goal_makes_a_difference_and_all_else_does():
     [
         ({"goals": ["aim"]}, r"goals is \['aim'\], the fields are \['agent', 'block', 'goal', 'ta"),
         ({"goals": []}, r"goals is \[\]"),
+        ({"goals": "goal"}, r"goals is 'goal', it must be a list: encoder\.goals=\[goal\]"),
         ({"goals": list(SHAPES)}, "feature_shapes is empty"),
         ({"size": 0}, "size is 0"),
         ({"dropout": 1.0}, r"dropout is 1.0, it must be in \[0, 1\)"),
@@ -115,7 +116,7 @@ def test_impossible_settings_are_refused(settings, message):
 
 
 def test_an_image_is_refused_as_a_goal():
-    with pytest.raises(ValueError, match=r"the goals \['camera'\] are images"):
+    with pytest.raises(ValueError, match=r"\['camera'\] are images.* some of \['agent'\]"):
         GoalEncoder(
             feature_shapes={"agent": (2,), "camera": (96, 96, 3)},
             obs_horizon=2,

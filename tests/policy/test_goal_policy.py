@@ -21,6 +21,7 @@ from policy.evaluate import check_env
 from policy.sampler_fit import load_fit
 from policy.train import prepare
 from policy.trainer import Trainer
+from policy.types import ChunkSpace
 
 SMALL = [
     "net.size=16",
@@ -58,14 +59,19 @@ def config(store: EpisodeStore, *more: str):
     return compose_config("train", ["experiment=play", f"store.path={store.path}", *SMALL, *more])
 
 
+def perturb(net: torch.nn.Module) -> None:
+    """Let an untrained network look at everything."""
+    generator = torch.Generator().manual_seed(0)
+    for weights in net.parameters():
+        weights.data += 0.1 * torch.randn(weights.shape, generator=generator)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(store, tmp_path_factory) -> Path:
     """Weights that look at everything, untrained."""
     out = tmp_path_factory.mktemp("run") / "run"
     run = prepare(config(store), store, out)
-    generator = torch.Generator().manual_seed(0)
-    for weights in run.trainer.ema.module.parameters():
-        weights.data += 0.1 * torch.randn(weights.shape, generator=generator)
+    perturb(run.trainer.ema.module)
     run.save()
     return out
 
@@ -155,6 +161,16 @@ def test_a_policy_without_goals_has_no_weight(pillar_checkpoint):
         policy.without_goal(torch.zeros(1, 3))
 
 
+def test_a_policy_that_always_saw_its_goal_has_no_weight(store):
+    run = prepare(config(store, "encoder.dropout=0"), store, Path())
+    policy = run.trainer.policy
+    assert not policy.has_goals
+    sampler = instantiate(compose_sampler("ddim_3"))
+    space = ChunkSpace(policy.horizons, policy.contract.action.size)
+    with pytest.raises(ValueError, match=r"goal_weight is 0.*encoder\.dropout > 0"):
+        Agent(policy, sampler(space=space), goal_weight=0.0)
+
+
 def test_a_weight_that_is_no_number_is_refused(checkpoint):
     with pytest.raises(ValueError, match="goal_weight is nan"):
         make_agent(checkpoint, goal_weight=float("nan"))
@@ -197,6 +213,7 @@ def test_a_resumed_run_sees_the_goals_of_an_uninterrupted_one(store, tmp_path, m
 def test_validation_is_the_same_every_time(store, tmp_path):
     run = prepare(config(store, "holdout=0.4"), store, tmp_path)
     assert run.holdout is not None
+    perturb(run.trainer.ema.module)
     losses = [run.trainer.validate(run.holdout, batch_size=8) for _ in range(2)]
     assert losses[0] == losses[1]
 

@@ -31,6 +31,13 @@ def test_soft_mask_is_the_papers_example():
     assert soft_mask(is_known, delay=2)[0].tolist() == pytest.approx(expected, abs=6e-4)
 
 
+def test_soft_mask_is_that_of_its_places_where_the_past_is_unknown():
+    """A first chunk invents its past: what is known later fades as if the past were known."""
+    is_known = ((torch.arange(10) >= 1) & (torch.arange(10) < 6))[None]
+    expected = [0, 1, 0.571, 0.287, 0.114, 0.026, 0, 0, 0, 0]
+    assert soft_mask(is_known, delay=2)[0].tolist() == pytest.approx(expected, abs=6e-4)
+
+
 def test_soft_mask_of_nothing_is_nothing():
     assert (soft_mask(torch.zeros(2, 5, dtype=torch.bool), delay=3) == 0).all()
 
@@ -136,7 +143,16 @@ def test_guidance_works_where_gradients_are_off():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"strength": 1.5}, {"max_weight": -1.0}, {"sigma_data": 0.0}, {"delay": -1}]
+    "settings",
+    [
+        {"strength": 1.5},
+        {"strength": math.nan},
+        {"max_weight": -1.0},
+        {"max_weight": math.nan},
+        {"sigma_data": 0.0},
+        {"sigma_data": math.nan},
+        {"delay": -1},
+    ],
 )
 def test_impossible_settings_are_refused(settings):
     (name, value) = next(iter(settings.items()))

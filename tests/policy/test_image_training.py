@@ -99,3 +99,10 @@ def test_fewer_than_one_draw_is_refused(tmp_path):
 def test_a_crop_larger_than_the_pictures_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"crop is 16, the pictures of 'camera' are 12 x 12 px"):
         prepared(tmp_path, "encoder.crop=16")
+
+
+@pytest.mark.parametrize(("seen", "size"), [(10, 8), ("null", 8), ("null", "${encoder.crop}")])
+def test_a_crop_that_the_encoder_does_not_see_is_refused_before_training(tmp_path, seen, size):
+    crop = f"crop={{_target_:data.augment.RandomCrop,size:{size}}}"
+    with pytest.raises(ValueError, match=r"crop\.size is (8|None), the encoder sees 1\d x 1\d px"):
+        prepared(tmp_path, f"encoder.crop={seen}", crop)

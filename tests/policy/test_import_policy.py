@@ -249,18 +249,52 @@ def test_chunk_begins_in_the_past_as_the_file_says(reference, tmp_path):
     assert imported(file).horizons.past == TO
 
 
-@pytest.mark.parametrize("name", ["ddim_8", "rti", "streaming"])
-def test_imported_policy_can_be_sampled(file, name):
+GRID, FIRST, LAST = (
+    f"sampler.{key}=0.0252" for key in ("grid.sigma_min", "first.grid.sigma_min", "sigma_min")
+)
+
+
+def make_sampler(*overrides):
+    overrides = [*overrides, "env=pillar", "checkpoint=none"]
+    return instantiate(compose_config("evaluate", overrides).sampler)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "action_horizon"),
+    [
+        (["sampler=ddpm_96"], 8),
+        (["sampler=ddim_8", GRID], 8),
+        (["sampler=rti", FIRST, LAST], 8),
+        (["sampler=rtc", FIRST, LAST], 8),
+        (["sampler=streaming", FIRST, LAST], 7),
+    ],
+)
+def test_imported_policy_can_be_sampled(file, overrides, action_horizon):
     loaded = imported(file)
-    overrides = [f"sampler={name}", "env=pillar", "checkpoint=none"]
-    sampler = instantiate(compose_config("evaluate", overrides).sampler)
-    agent = Agent.load(loaded.path, sampler, rows=2)
+    agent = Agent.load(loaded.path, make_sampler(*overrides), rows=2, action_horizon=action_horizon)
     streams = agent.start([0, 1])
     for _ in range(2):
         chunk = agent.chunk(streams, {"state": np.zeros((2, TO, DO), np.float32)})
         assert chunk.shape == (2, TP - TO + 1, DA)
         assert np.isfinite(chunk).all()
         agent.shift(streams, agent.horizons.action)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["sampler=ddim_8"],
+            r"sigma 0\.01, .* trained at 0\.0251\d* .*: give grid\.sigma_min=0\.0251",
+        ),
+        (["sampler=rti", FIRST], r"sigma 0\.01, .* give sigma_min=0\.0251"),
+        (["sampler=streaming", FIRST, LAST], "15 actions are not decided and 8 are executed"),
+    ],
+)
+def test_sampler_that_asks_for_untrained_levels_is_refused(file, overrides, message):
+    loaded = imported(file)
+    with pytest.raises(ValueError, match=message):
+        Agent.load(loaded.path, make_sampler(*overrides))
 
 
 class Evil:

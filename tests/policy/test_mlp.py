@@ -24,6 +24,7 @@ def test_untrained_it_predicts_nothing():
 
 
 @pytest.mark.parametrize("name", ["size", "n_blocks", "expansion"])
-def test_a_size_below_1_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name} is 0"):
-        make(**{name: 0})
+def test_a_size_that_is_no_whole_number_from_1_on_is_refused(name):
+    for value in (0, 1.5):
+        with pytest.raises(ValueError, match=f"{name} is {value}"):
+            make(**{name: value})

@@ -112,7 +112,7 @@ def test_streams_of_samplers_with_memory_are_their_own(agent, name):
         }
 
     seen = [look(3) for _ in range(3)]
-    seeds = [4, 5, 6]
+    seeds = [4, 5, 8]  # Of 4 rows; 4 and 8 share one, so that a chunk takes two calls.
 
     def chunks(slots, streams):
         result = []
@@ -145,6 +145,70 @@ def test_a_prediction_that_is_not_finite_is_told(agent):
     next(iter(broken.values()))[1] = np.nan
     with pytest.raises(NotFiniteError, match="stream of seed 8 at tick 4, first at sigma 20"):
         agent.chunk(streams, broken)
+
+
+def test_a_prediction_that_is_not_finite_is_told_even_if_the_sampler_hides_it(agent):
+    class Hiding:
+        nfe, start_nfe = 1, 0
+        space = ChunkSpace(HORIZONS, action_size=4)
+
+        def start(self, denoiser, cond, generator):
+            return nothing_known(cond, self.space)
+
+        def shift(self, carry, n_executed):
+            return carry
+
+        def __call__(self, denoiser, cond, carry, generator):
+            x0_hat = denoiser(carry.x * np.nan, torch.full((len(cond), 8), 3.0), cond)
+            return x0_hat.nan_to_num(), carry
+
+    hiding = Agent(agent.policy, Hiding(), rows=2)
+    observation = {
+        name: np.zeros((1, 2, *field.shape), np.float32)
+        for name, field in agent.contract.observation.items()
+    }
+    with pytest.raises(NotFiniteError, match="stream of seed 7 at tick 0, first at sigma 3"):
+        hiding.chunk(hiding.start([7]), observation)
+
+
+@pytest.mark.parametrize("has_planned", [False, True])
+@pytest.mark.parametrize("n_executed", [-1, 9])
+def test_more_executed_actions_than_a_chunk_has_are_refused(agent, n_executed, has_planned):
+    observation = {
+        name: np.zeros((1, 2, *field.shape), np.float32)
+        for name, field in agent.contract.observation.items()
+    }
+    streams = agent.start([0])
+    if has_planned:
+        agent.chunk(streams, observation)
+    message = rf"{n_executed} actions were executed, a chunk has 8: give 0 to 8, and renew\(\)"
+    with pytest.raises(ValueError, match=message):
+        agent.shift(streams, n_executed)
+    assert streams.ticks == [0]
+    agent.shift(streams, 8)
+    assert streams.ticks == [8]
+
+
+def test_ticks_stay_where_the_sampler_refuses_a_shift(agent):
+    class Refusing(Sequential):
+        def shift(self, carry, n_executed):
+            raise ValueError("no")
+
+    sampler = agent.sampler
+    refusing = Agent(
+        agent.policy,
+        Refusing(space=sampler.space, grid=torch.tensor(sampler.sigmas), descent=sampler.descent),
+        rows=1,
+    )
+    observation = {
+        name: np.zeros((1, 2, *field.shape), np.float32)
+        for name, field in agent.contract.observation.items()
+    }
+    streams = refusing.start([0])
+    refusing.chunk(streams, observation)
+    with pytest.raises(ValueError, match="no"):
+        refusing.shift(streams, 4)
+    assert streams.ticks == [0]
 
 
 def test_late_chunks_are_executed_from_where_they_begin():

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 from data.types import Field, Horizons
+from policy import reaction
 from policy.agent import Agent
 from policy.reaction import Reaction, can_displace, measure_reaction
 
@@ -54,17 +55,18 @@ class Pointer:
         pull: share of the way from the hand to there that an action goes; 1 is all of it.
         spread: of a random factor of the way, the same for a stream's life.
         delay: of its chunks.
+        aside: added to every action.
     """
 
     inference_delay = 0
 
-    def __init__(self, action, *, share=1.0, pull=1.0, spread=0.0, delay=0):
+    def __init__(self, action, *, share=1.0, pull=1.0, spread=0.0, delay=0, aside=0.0):
         self.horizons = Horizons(obs=1, pred=8, action=action)
         self.inference_delay = delay
         self.device = torch.device("cpu")
         self.contract = SimpleNamespace(action=Field(shape=(1,)))
         self.policy = SimpleNamespace(chunk=lambda actions: actions)
-        self._share, self._pull, self._spread = share, pull, spread
+        self._share, self._pull, self._spread, self._aside = share, pull, spread, aside
 
     def start(self, seeds):
         factors = [1 + self._spread * (-1) ** seed for seed in seeds]
@@ -78,7 +80,7 @@ class Pointer:
         if streams.first is None:
             streams.first = now
         way = self._share * streams.factors * (now - streams.first)
-        target = streams.first + way
+        target = streams.first + way + self._aside
         return np.repeat((hand + self._pull * (target - hand))[:, None], 8, axis=1)
 
 
@@ -109,6 +111,22 @@ def test_a_chunk_answers_when_the_next_one_begins():
     assert curve(4).delay() == 1
 
 
+def test_episodes_fewer_than_phases_are_spread_over_the_plan():
+    """Two of four: the changes are seen at ticks 4 and 6, and wait 0 and 2 ticks."""
+    assert measure(Pointer(4), n=2).curve() == pytest.approx([0.5, 0.5, 1, 1, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("n_phases", [1, 3, 4, 8, 16])
+@pytest.mark.parametrize("n", [1, 2, 7, 24, 48])
+def test_phases_are_alike_as_far_as_can_be(n, n_phases):
+    phases = reaction._phases(n, n_phases)
+    assert len(phases) == n
+    counts = np.bincount(phases, minlength=n_phases)
+    assert len(counts) == n_phases
+    assert counts.max() - counts.min() <= 1
+    assert abs(phases.mean() - (n_phases - 1) / 2) <= 0.5
+
+
 def test_a_late_chunk_answers_later():
     shares = curve(4, delay=2).curve()
     assert shares == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
@@ -119,6 +137,11 @@ def test_an_answer_may_be_a_part():
     assert measured.curve() == pytest.approx([0.3] * 8)
     assert measured.delay() is None
     assert measured.interval(0) == pytest.approx((0.3, 0.3))
+
+
+def test_what_an_agent_does_anyway_is_no_answer():
+    """The agent aims beside the object always, the reference never; both follow all of the way."""
+    assert measure(Pointer(1, aside=1.0)).curve() == pytest.approx([1.0] * 8)
 
 
 def test_following_ones_own_answer_is_no_further_answer():

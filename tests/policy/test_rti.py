@@ -246,9 +246,11 @@ def test_full_blend_is_the_last_chunk():
             "nothing would be known",
         ),
         (
-            {"restart_sigma": 0.3, "space": ChunkSpace(Horizons(1, TP, 1), DA, sigma_min=0.5)},
-            "the restart starts at sigma 0.3, the denoiser was trained at 0.5",
+            {"restart_sigma": 0.005, "space": ChunkSpace(Horizons(1, TP, 1), DA, sigma_min=0.01)},
+            r"the last level before 0 is sigma 0\.001, .* give sigma_min=0\.01",
         ),
+        ({"restart_sigma": 1.0, "n_committed": 1.5}, r"n_committed is 1\.5, .* whole number"),
+        ({"restart_sigma": 1.0, "n_committed": math.nan}, "n_committed is nan"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -24,9 +24,12 @@ class FakeAgent:
 
     def start(self, seeds):
         self.seeds += list(seeds)
-        return SimpleNamespace(n=len(seeds))
+        self.streams = SimpleNamespace(ticks=[0] * len(seeds))
+        return self.streams
 
     def shift(self, streams, n_executed):
+        assert n_executed <= self.horizons.pred
+        streams.ticks = [tick + n_executed for tick in streams.ticks]
         self.shifts.append(n_executed)
 
     def renew(self, streams, slot):
@@ -43,8 +46,9 @@ def test_stream_moves_on_by_the_ticks_that_passed():
     history = {"place": np.zeros((3, 2))}
     chunks = [policy(history, tick) for tick in (0, 4, 9, 29)]
     assert agent.seeds == [7]
-    assert agent.shifts == [4, 5, 20]
+    assert agent.shifts == [4, 5]
     assert agent.renewed == [0]  # 20 ticks are more than a chunk holds.
+    assert agent.streams.ticks == [29]
     assert [chunk.tick0 for chunk in chunks] == [0, 4, 9, 29]
     assert chunks[0].actions.shape == (8, 2)
     assert chunks[0].contract is CONTRACT

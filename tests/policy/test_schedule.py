@@ -82,6 +82,14 @@ def test_impossible_grids_are_refused(grid_of):
         grid_of(4, sigma_min=2.0, sigma_max=1.0)
     with pytest.raises(ValueError, match="sigma_min is 0"):
         grid_of(4, sigma_min=0.0, sigma_max=1.0)
+    with pytest.raises(ValueError, match=r"sigma_max inf: .* both finite"):
+        grid_of(4, sigma_min=0.1, sigma_max=math.inf)
+
+
+@pytest.mark.parametrize("rho", [0.0, -1.0, math.nan, math.inf])
+def test_impossible_rho_is_refused(rho):
+    with pytest.raises(ValueError, match=f"rho is {rho}, it must be positive and finite"):
+        karras(4, sigma_min=0.01, sigma_max=1.0, rho=rho)
 
 
 def test_more_steps_than_indices_are_refused():
@@ -101,7 +109,24 @@ def test_path_of_each_element_is_its_own_grid():
     assert path[:, 3].tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("settings", [(0, 0.01, 7.0), (3, -1.0, 7.0), (3, 0.01, 0.0)])
+@pytest.mark.parametrize("rho", [0.5, 7.0])
+def test_gradients_of_a_path_are_finite_where_it_is_clean_and_exact_elsewhere(rho):
+    def inner(sigma):
+        return torch.stack(karras_path(sigma, 4, sigma_min=0.01, rho=rho)[1:-1])
+
+    noisy = torch.tensor([[20.0, 1.0, 0.005]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(inner, noisy)
+    sigma = torch.tensor([[20.0, 1.0, 0.005, 0.0]], dtype=torch.float64, requires_grad=True)
+    (got,) = torch.autograd.grad(inner(sigma).sum(), sigma)
+    (expected,) = torch.autograd.grad(inner(noisy).sum(), noisy)
+    torch.testing.assert_close(got[:, :3], expected)
+    assert got[0, 3] == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(0, 0.01, 7.0), (3, -1.0, 7.0), (3, 0.01, 0.0), (3, math.inf, 7.0), (3, 0.01, math.nan)],
+)
 def test_impossible_paths_are_refused(settings):
     n_steps, sigma_min, rho = settings
     with pytest.raises(ValueError, match=f"n_steps is {n_steps}, sigma_min {sigma_min}"):

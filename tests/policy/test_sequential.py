@@ -164,15 +164,45 @@ def test_clip_limits_the_prediction():
     assert x.abs().max() <= 1
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        partial(ancestral, eta=1.0),
+        ancestral,
+        dpmpp_2m,
+        partial(lambda x, *levels, eta: x, eta=0.0),
+        dpmpp_2m_sde,
+        adams_bashforth_2,
+    ],
+)
+def test_corrector_mends_steps_of_ddim_only(solver):
+    with pytest.raises(ValueError, match="the corrector mends steps of DDIM, the solver is"):
+        Descent(solver, heun)
+    assert Descent(partial(ancestral, eta=0.0), heun).nfe(3) == 5
+
+
+def test_levels_below_the_trained_ones_are_refused():
+    space = ChunkSpace(SPACE.horizons, DA, sigma_min=0.0251234567, sigma_max=20.0)
+    low = karras(4, sigma_min=0.01, sigma_max=20.0)
+    with pytest.raises(
+        ValueError, match=r"sigma 0\.01, .* give grid\.sigma_min=0\.0251235 or more"
+    ):
+        Sequential(space=space, grid=low, descent=descent("ddim"))
+    for lowest in (0.0251235, 0.0251234):  # As an error may print it, rounded either way.
+        grid = karras(4, sigma_min=lowest, sigma_max=20.0)
+        assert Sequential(space=space, grid=grid, descent=descent("ddim")).nfe == 4
+
+
 @pytest.mark.parametrize("grid", [[1.0], [1.0, 0.5], [0.5, 1.0, 0.0], [1.0, 1.0, 0.0]])
 def test_grid_that_does_not_decrease_to_zero_is_refused(grid):
     with pytest.raises(ValueError, match="must decrease and end in 0"):
         sampler("ddim", torch.tensor(grid))
 
 
-def test_impossible_clip_is_refused():
-    with pytest.raises(ValueError, match=r"clip is 0\.0"):
-        sampler("ddim", torch.tensor([1.0, 0.0]), clip=0.0)
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.nan])
+def test_impossible_clip_is_refused(clip):
+    with pytest.raises(ValueError, match=f"clip is {clip}"):
+        sampler("ddim", torch.tensor([1.0, 0.0]), clip=clip)
 
 
 def test_fitted_grid_is_that_of_the_checkpoint():

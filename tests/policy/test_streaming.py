@@ -34,7 +34,9 @@ def sequential(space, n_steps=6, solver="ddim"):
     return Sequential(space=space, grid=grid, descent=descent(solver))
 
 
-def streaming(chunks, n_steps=6, solver="ddim", ladder=None, front=1.0, head_solver=None):
+def streaming(
+    chunks, n_steps=6, solver="ddim", ladder=None, front=1.0, head_solver=None, sigma_min=0.01
+):
     """A sampler of the given chunks, or of those of which so many actions are executed."""
     return Streaming(
         space=space(chunks) if isinstance(chunks, int) else chunks,
@@ -42,7 +44,7 @@ def streaming(chunks, n_steps=6, solver="ddim", ladder=None, front=1.0, head_sol
         descent=descent(solver),
         n_steps=n_steps,
         ladder=ladder or partial(by_chunk, front_sigma=front, sigma_max=FULL),
-        sigma_min=0.01,
+        sigma_min=sigma_min,
         rho=7.0,
         head_solver=head_solver,
     )
@@ -62,7 +64,7 @@ def unknown(n):
 def test_one_chunk_is_sequential_sampling(solver):
     """All actions are executed, so all of them come in as noise and go out clean."""
     cond = torch.tensor([[0.3], [-0.2]])
-    got, carry = streaming(TP, solver=solver)(
+    got, carry = streaming(TP, solver=solver, front=FULL)(
         gaussian, cond, unknown(2), torch.Generator().manual_seed(0)
     )
     plain = sequential(space(TP), solver=solver)
@@ -219,6 +221,30 @@ def test_ladders():
     assert single.tolist() == pytest.approx([1, 2, 4, 8, 16, 32, 64])
 
 
+def test_actions_of_one_tick_have_one_level():
+    """7 actions, 4 of them a tick: the front's level would be dropped."""
+    short = ChunkSpace(Horizons(obs=1, pred=TP, action=4, past=1), DA)
+    with pytest.raises(ValueError, match="7 actions are not decided and 4 are executed in a tick"):
+        by_chunk(short, front_sigma=1.0, sigma_max=20.0)
+    assert by_chunk(short, front_sigma=20.0, sigma_max=20.0).tolist() == [0, *[20] * 7]
+
+
+def test_gradients_of_the_levels_are_finite_at_zero():
+    sampler = streaming(2, n_steps=3)
+    carry = sampler.start(gaussian, torch.zeros(1, 1), torch.Generator().manual_seed(0))
+    sigma = carry.sigma.clone()
+    sigma[:, 0] = 0
+    sigma.requires_grad_()
+    x, _ = sampler(
+        gaussian,
+        torch.zeros(1, 1),
+        carry.replace(sigma=sigma),
+        torch.Generator().manual_seed(0),
+    )
+    (gradient,) = torch.autograd.grad(x.sum(), sigma)
+    assert torch.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize(
     ("ladder", "message"),
     [
@@ -238,6 +264,7 @@ def test_impossible_ladder_is_refused(ladder, message):
     ("settings", "message"),
     [
         ({"n_steps": 0}, "n_steps is 0"),
+        ({"sigma_min": 0.005}, r"sigma 0\.005, .* trained at 0\.01 to 20: give sigma_min=0\.01"),
         ({"front": 0.005}, r"the ladder starts at sigma 0\.005, the denoiser was trained at"),
     ],
 )

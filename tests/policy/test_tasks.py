@@ -1,11 +1,15 @@
 """Several tasks on one command: collected, learned, evaluated; the policy is told which it is."""
 
 import importlib.util
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from data.record import contract_of
 from data.store import EpisodeStore
+from data.types import ContractError
 from policy import collect, evaluate, train
 from policy.checkpoint import load
 from policy.entry import compose_config
@@ -45,6 +49,44 @@ def test_an_empty_list_of_tasks_is_refused():
 def test_an_environment_of_one_task_cannot_be_told_another():
     with pytest.raises(ValueError, match="leave out task=other"):
         maker(compose_config("evaluate", ["env=pillar"]), "other")
+
+
+def test_a_setting_that_an_environment_lacks_is_named():
+    make = maker(compose_config("evaluate", ["env=four_pads_goal", "+env.any_pads=true"]), None)
+    with pytest.raises(ValueError, match=r"FourPadsGoal-v0 does not take .* any_pad, any_pads"):
+        make()
+
+
+@pytest.fixture(scope="module")
+def pillars(tmp_path_factory):
+    """An untrained policy of two tasks at the pillar, by a mixture of a store of each."""
+    folder = tmp_path_factory.mktemp("pillars")
+    env = maker(compose_config("evaluate", ["env=pillar"]), None)()
+    contract = contract_of(env)
+    env.close()
+    rng, paths = np.random.default_rng(0), []
+    for name in ("quick", "slow"):
+        store = EpisodeStore.create(folder / name, replace(contract, task=name))
+        for _ in range(2):
+            store.append(
+                {
+                    key: rng.uniform(-0.2, 0.2, (20, *field.shape)).astype(field.dtype)
+                    for key, field in contract.fields.items()
+                }
+            )
+        paths.append(str(store.path))
+    mixed = ["store=mixture", f"store.paths=[{','.join(paths)}]", "threads=1"]
+    return train.run(compose_config("train", [*mixed, *SMALL, f"out={folder / 'run'}"]))
+
+
+def test_any_environment_can_be_told_its_task(pillars, tmp_path):
+    few = ["episodes=1", "videos=0", "sampler=ddim_3", f"checkpoint={pillars}", f"out={tmp_path}"]
+    told = ["env=told", "env@env.env=pillar", "env.tasks=[quick,slow]"]
+    results = evaluate.run(compose_config("evaluate", [*told, *few, "task=slow"]))
+    assert list(results["tasks"]) == ["slow"]
+    message = r"needs the field 'task'.*env\.tasks=\[quick,slow\].*env=told env@env\.env=ENV"
+    with pytest.raises(ContractError, match=message):
+        evaluate.run(compose_config("evaluate", ["env=pillar", *few]))
 
 
 def test_the_table_has_a_line_for_each_task():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.errors import InstantiationException
 
 from data.store import EpisodeStore
 from data.types import Contract, Field
@@ -74,3 +75,10 @@ def test_relative_paths_are_found_from_another_folder(paths, tmp_path, monkeypat
     out = trained([Path(path.name) for path in paths], tmp_path / "run", "steps=1")
     monkeypatch.chdir("/")
     assert train.resume(out).trainer.step_count == 1
+
+
+def test_a_path_in_place_of_a_list_is_refused(paths, tmp_path):
+    overrides = ["store=mixture", f"store.paths={paths[0]}", f"out={tmp_path / 'run'}"]
+    message = r"a\.zarr', it must be a list: 'store\.paths=\["
+    with pytest.raises(InstantiationException, match=message):
+        train.run(compose_config("train", [*overrides, *SMALL]))

@@ -1,5 +1,7 @@
 """Order of the windows, random streams and augmentation of a training run."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ import torch
 from data.store import EpisodeStore
 from data.types import Contract, Field
 from policy.entry import compose_config
-from policy.train import prepare
+from policy.nets.experts import Experts
+from policy.train import Run, prepare
 from policy.trainer import NOISE, ORDER, WindowOrder, seeded
 
 
@@ -57,20 +60,67 @@ def test_random_streams_are_all_different():
     assert len(draws) == 4 * 2 * 50
 
 
-def test_observation_noise_is_added_in_training_alone(tmp_path):
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> EpisodeStore:
     contract = Contract(
         observation={"state": Field(shape=(3,))}, action=Field(shape=(2,)), control_dt=0.1
     )
-    store = EpisodeStore.create(tmp_path / "store.zarr", contract)
+    store = EpisodeStore.create(tmp_path_factory.mktemp("trainer") / "store.zarr", contract)
     rng = np.random.default_rng(0)
     for _ in range(4):
         episode = rng.normal(size=(40, 5)).astype(np.float32)
         store.append({"state": episode[:, :3], "action": episode[:, 3:]})
-    settings = ["augment.std=0.2", "batch_size=64", "net.channels=[8,16]", "precision=fp32"]
-    cfg = compose_config(
-        "train", [f"store.path={store.path}", "device=cpu", "threads=1", *settings]
-    )
-    run = prepare(cfg, store, tmp_path / "run")
+    return store
+
+
+def prepared(store: EpisodeStore, *settings: str) -> Run:
+    given = [f"store.path={store.path}", "device=cpu", "threads=1", "precision=fp32"]
+    cfg = compose_config("train", [*given, "batch_size=64", *settings])
+    return prepare(cfg, store, Path())
+
+
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_the_penalty_of_a_network_is_trained_on(store, balance):
+    """The last layer is zero at first, so that the error itself reaches no router."""
+    sizes = ["net=moe_small", "net.size=16", "net.n_layers=1"]
+    trainer = prepared(store, *sizes, f"net.feed_forward.balance={balance}").trainer
+    routers = [m.router for m in trainer.policy.modules() if isinstance(m, Experts)]
+    trainer.step(prepared(store, *sizes).dataset.batch(torch.arange(64)), 1.0)
+    gradients = [p.grad for router in routers for p in router.parameters()]
+    largest = max(0.0 if g is None else float(g.abs().max()) for g in gradients)
+    assert (largest > 0) == (balance > 0)
+
+
+def test_the_penalty_is_asked_for_at_the_levels_as_the_network_sees_them(store):
+    class Net(torch.nn.Module):
+        def penalty(self, c_noise: torch.Tensor) -> torch.Tensor:
+            asked.append(c_noise)
+            return c_noise.sum()
+
+    asked = []
+    policy = prepared(store, "net.channels=[8,16]").trainer.policy
+    policy.net = Net()
+    sigma = torch.rand(3, 16, generator=torch.Generator().manual_seed(0))
+    c_noise = policy.preconditioning(sigma).c_noise
+    torch.testing.assert_close(policy.penalty(sigma), c_noise.sum())
+    assert torch.equal(asked[0], c_noise)
+    assert not torch.equal(c_noise, sigma)
+
+
+def test_layers_draw_the_same_whatever_was_drawn_before(store):
+    weights = []
+    for seed in (1, 2):
+        sizes = ["net=transformer_small", "net.size=16", "net.n_layers=1"]
+        run = prepared(store, *sizes, "net.attention_dropout=0.5")
+        torch.manual_seed(seed)
+        for step in range(3):
+            run.trainer.step(run.dataset.batch(torch.arange(64) + step), 1.0)
+        weights.append(run.trainer.policy.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_observation_noise_is_added_in_training_alone(store):
+    run = prepared(store, "augment.std=0.2", "net.channels=[8,16]")
     seen = []
     for policy in (run.trainer.policy, run.trainer.ema.module):
         policy.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]["state"]))

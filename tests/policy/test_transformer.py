@@ -412,7 +412,7 @@ def test_linear_layers_start_small():
 def test_condition_that_does_not_divide_is_refused_with_what_would():
     with pytest.raises(ValueError, match=r"cond_size is 6.* cond_tokens 4 .* one of 1, 2, 3, 6"):
         Transformer(**SIZES, cond_tokens=4)
-    with pytest.raises(ValueError, match="cond_tokens 0"):
+    with pytest.raises(ValueError, match="cond_tokens is 0"):
         Transformer(**SIZES, cond_tokens=0)
 
 
@@ -429,3 +429,27 @@ def test_sizes_and_choices_that_there_are_not_are_refused():
         Transformer(**SIZES, size=7, n_heads=7)
     with pytest.raises(ValueError, match="n_layers is 0"):
         Transformer(**SIZES, n_layers=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_layers", 1.5), ("n_heads", 2.0), ("size", 16.0), ("cond_tokens", True)],
+)
+def test_sizes_that_are_no_whole_numbers_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value!r}, it must be a whole number"):
+        Transformer(**SIZES, **{name: value})
+
+
+@pytest.mark.parametrize("dropout", [1.5, -0.1, float("nan"), "much"])
+def test_dropout_out_of_range_is_refused(dropout):
+    with pytest.raises(ValueError, match=f"attention_dropout is {dropout!r}, it must be a number"):
+        Transformer(**SIZES, attention_dropout=dropout)
+    for layer in (GELUFeedForward, SwiGLUFeedForward):
+        with pytest.raises(ValueError, match=f"dropout is {dropout!r}, it must be a number"):
+            layer(size=8, dropout=dropout)
+
+
+@pytest.mark.parametrize("layer", [GELUFeedForward, SwiGLUFeedForward])
+def test_a_layer_without_hidden_features_is_refused(layer):
+    with pytest.raises(ValueError, match=r"expansion is 0\.05.* at least 0\.125"):
+        layer(size=8, expansion=0.05)
