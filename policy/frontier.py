@@ -37,71 +37,17 @@ from policy.bench import percentiles_ms
 from policy.build import chunk_space, from_checkpoint
 from policy.checkpoint import fingerprint_of, load
 from policy.durable import write_json, write_text
-from policy.entry import CONFIGS, compose_sampler, entry, out_dir, pick_device, plain, use_threads
+from policy.entry import compose_sampler, entry, out_dir, pick_device, plain, use_threads
 from policy.evaluate import check_env, summarise
 from policy.fingerprint import fingerprint
 from policy.frontier_figure import draw, table
+from policy.frontier_rows import ROW, check_finite, name_of, read_rows
 from policy.play import Episode, Executor, play
 from policy.reaction import can_displace, measure_reaction
 from policy.sampler_fit import FILE
 from policy.tasks import maker
 
 RESULTS = "frontier.json"
-SAMPLERS = sorted(file.stem for file in (CONFIGS / "sampler").glob("*.yaml"))
-ROW = {"sampler": "", "set": {}, "action": None, "delay": 0, "goal_weight": 1.0}
-
-
-def read_rows(cfg: DictConfig) -> list[dict]:
-    """The rows of a suite, complete but for `action`, which None leaves as trained.
-
-    Raises:
-        ValueError: there are none, or an entry of one is unknown, missing or of another kind.
-    """
-    rows = OmegaConf.to_container(cfg.suite.rows, resolve=True)
-    assert isinstance(rows, list)
-    if not rows:
-        raise ValueError("the suite has no rows: give suite.rows=[{sampler: ddim_8, action: 8}]")
-    for row in rows:
-        if not isinstance(row, dict) or set(row) - set(ROW) or not row.get("sampler"):
-            raise ValueError(f"a row is {row}: it needs a sampler, and may have {sorted(ROW)}")
-        sampler = str(row["sampler"])
-        if sampler not in SAMPLERS:
-            raise ValueError(f"a row's sampler is {sampler!r}, there are {', '.join(SAMPLERS)}")
-        whole = type(row.get("action", 1)) is int and type(row.get("delay", 0)) is int
-        weight = row.get("goal_weight", 1.0)
-        whole = whole and isinstance(weight, int | float)
-        if not whole or not isinstance(row.get("set", {}), dict):
-            raise ValueError(
-                f"a row is {row}: action and delay must be whole numbers, goal_weight a number, "
-                f"set must be settings such as {{n_steps: 2}}"
-            )
-        _check_finite("a row", row)
-    return [{**ROW, **row} for row in rows]
-
-
-def _check_finite(name: str, value: object) -> None:
-    """Raise ValueError where JSON could not hold a number."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except ValueError as error:
-        raise ValueError(f"{name} is {value}: its numbers must be finite") from error
-
-
-def name_of(row: dict) -> str:
-    """A row in one line."""
-    delay = f", {row['delay']} late" if row["delay"] else ""
-    settings = " ".join(["", *_flat(row["set"])])
-    goal = f", goal x {row['goal_weight']:g}" if row["goal_weight"] != 1 else ""
-    return f"{row['sampler']}{settings}, {row['action']} executed{delay}{goal}"
-
-
-def _flat(settings: dict, prefix: str = "") -> list[str]:
-    """Nested settings as "a.b=value"."""
-    flat = []
-    for key, value in settings.items():
-        inner = isinstance(value, dict)
-        flat += _flat(value, f"{prefix}{key}.") if inner else [f"{prefix}{key}={value}"]
-    return flat
 
 
 class Rig:
@@ -253,7 +199,7 @@ def check_settings(cfg: DictConfig) -> None:
         if value < minimum:
             raise ValueError(f"{name} is {value}, it must be at least {minimum}")
     for name in ("env", "reaction"):
-        _check_finite(name, plain(cfg)[name])
+        check_finite(name, plain(cfg)[name])
     if cfg.reaction.samples < 2 or cfg.reaction.samples % 2:
         raise ValueError(f"reaction.samples is {cfg.reaction.samples}, it must be even: two halves")
 

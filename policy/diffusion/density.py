@@ -26,8 +26,8 @@ LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
-class LogUniform:
-    """Levels whose logarithm is uniform.
+class Range:
+    """Lowest and highest level of a density.
 
     Raises:
         ValueError: not 0 < sigma_min < sigma_max.
@@ -38,6 +38,10 @@ class LogUniform:
 
     def __post_init__(self):
         _check_range(self.sigma_min, self.sigma_max)
+
+
+class LogUniform(Range):
+    """Levels whose logarithm is uniform."""
 
     def __call__(self, u: Tensor) -> Tensor:
         """Sigma at quantiles u."""
@@ -46,19 +50,8 @@ class LogUniform:
         ).exp()
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """Levels that are uniform themselves: nearly all of them high, if the range is wide.
-
-    Raises:
-        ValueError: not 0 < sigma_min < sigma_max.
-    """
-
-    sigma_min: float
-    sigma_max: float
-
-    def __post_init__(self):
-        _check_range(self.sigma_min, self.sigma_max)
+class Uniform(Range):
+    """Levels that are uniform themselves: nearly all of them high, if the range is wide."""
 
     def __call__(self, u: Tensor) -> Tensor:
         """Sigma at quantiles u."""
