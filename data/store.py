@@ -16,7 +16,6 @@ interrupted writer left past the last end is overwritten by the next episode. On
 
 import errno
 import hashlib
-import itertools
 import json
 import shutil
 import uuid
@@ -34,7 +33,6 @@ from data.layout import (
     checked_episode,
     committed_ends,
     frozen,
-    in_dtype,
     metadata_entry,
     open_group,
     own_contract,
@@ -42,9 +40,8 @@ from data.layout import (
     write_empty,
     write_rows,
 )
+from data.reading import FieldReader
 from data.types import Contract
-
-BLOCK_BYTES = 64 * 1024**2  # Memory of a pass over a field, as stored.
 
 
 class EpisodeStore:
@@ -220,13 +217,14 @@ class EpisodeStore:
                 an episode that does not exist.
         """
         rows = np.arange(self.n_steps) if episodes is None else self.rows_of(episodes)
-        return self._read_blocks(key, rows, self._block_steps(key))
+        reader = self._reader(key)
+        return reader.blocks(rows, reader.block_steps)
 
     def read_rows(self, key: str, rows: np.ndarray) -> np.ndarray:
         """The given steps of a field, ascending, from few chunks of the disk (slow)."""
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.n_steps):
             raise StoreError(f"rows {rows.min()}..{rows.max()} of a store of {self.n_steps} steps")
-        return self._read_blocks(key, rows, self.array(key).chunks[0])
+        return self._reader(key).blocks(rows, self.array(key).chunks[0])
 
     def rows_of(self, episodes: Sequence[int] | np.ndarray) -> np.ndarray:
         """[n] int64 steps of the given episodes, ascending."""
@@ -295,58 +293,22 @@ class EpisodeStore:
         digest = hashlib.sha256(np.ascontiguousarray(self._ends, "<i8").tobytes())
         for name, field in sorted(self.contract.fields.items()):
             digest.update(f"{name} {field.dtype} {field.shape}".encode())
-            for first in range(0, self.n_steps, self._block_steps(name)):
-                stop = min(first + self._block_steps(name), self.n_steps)
-                values = self._read_steps(name, np.arange(first, stop))
+            reader = self._reader(name)
+            for first in range(0, self.n_steps, reader.block_steps):
+                stop = min(first + reader.block_steps, self.n_steps)
+                values = reader.steps(np.arange(first, stop))
                 digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
 
-    def _block_steps(self, key: str) -> int:
-        """Steps of as many whole chunks as fit in BLOCK_BYTES."""
+    def _reader(self, key: str) -> FieldReader:
         array = self.array(key)
-        chunk_bytes = array.dtype.itemsize * int(np.prod(array.chunks))
-        return array.chunks[0] * max(1, BLOCK_BYTES // max(1, chunk_bytes))
-
-    def _read_blocks(self, key: str, rows: np.ndarray, block_steps: int) -> np.ndarray:
-        """The given ascending steps, read block by block."""
-        field = self.contract.fields[key]
-        values = np.empty((len(rows), *field.shape), field.dtype)
-        edges = np.flatnonzero(np.diff(rows // block_steps)) + 1
-        for first, stop in itertools.pairwise([0, *edges.tolist(), len(rows)]):
-            if first < stop:
-                values[first:stop] = self._read_steps(key, rows[first:stop])
-        return values
-
-    def _read_steps(self, key: str, steps: np.ndarray) -> np.ndarray:
-        """The given ascending steps in the contract's dtype, checked; the rest is not looked at."""
-        first, stop = int(steps[0]), int(steps[-1]) + 1
-        try:
-            rows = np.asarray(self._arrays[key][first:stop])
-            stored = self._sources[key].take(rows)[steps - first]
-        except (OSError, RuntimeError, ValueError) as error:
-            raise StoreError(
-                f"{self.path}: data/{key} is damaged in steps {first}..{stop - 1} ({error}): "
-                f"restore the file from a copy or record the episodes again"
-            ) from error
-        if stored.dtype.kind == "f":
-            self._check(key, steps, np.isfinite(stored), "is not a finite number (NaN or infinite)")
-        dtype = np.dtype(self.contract.fields[key].dtype)
-        if stored.dtype == dtype:
-            return stored
-        values, fits = in_dtype(stored, dtype)
-        if not fits.all():
-            held = f"{stored.dtype} numbers of {stored.min():g}..{stored.max():g}"
-            self._check(key, steps, fits, f"({held}) does not fit the contract's dtype {dtype}")
-        return values
-
-    def _check(self, key: str, steps: np.ndarray, is_good: np.ndarray, problem: str) -> None:
-        if is_good.all():
-            return
-        step = int(steps[np.argwhere(~is_good)[0][0]])
-        episode = int(np.searchsorted(self._ends, step, side="right"))
-        raise StoreError(
-            f"{self.path}: data/{key} {problem} at step {step}, in episode {episode}: "
-            f"leave that episode out or record it again"
+        return FieldReader(
+            self.path,
+            key,
+            field=self.contract.fields[key],
+            array=array,
+            source=self._sources[key],
+            episode_ends=self._ends,
         )
 
 

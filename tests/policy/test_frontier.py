@@ -16,8 +16,8 @@ from policy.agent import Agent, NotFiniteError
 from policy.checkpoint import load
 from policy.entry import compose_config
 from policy.fingerprint import fingerprint
-from policy.frontier_rows import name_of, read_rows
 from policy.frontier_figure import table
+from policy.frontier_rows import name_of, read_rows
 from policy.play import Executor
 from policy.sampler_fit import FILE, SamplerFit, save_fit
 
