@@ -54,7 +54,8 @@ def assemble(
 def check_training(policy: DiffusionPolicy, cfg: DictConfig) -> None:
     """Raise ValueError where a policy would be trained on other than it is made for.
 
-    A network may have `check_levels(lowest, highest)`, which judges the trained range of c_noise.
+    A network or a part of it may have `check_levels(lowest, highest)`, which judges the trained
+    range of c_noise.
 
     Args:
         policy: new or trained.
@@ -68,10 +69,12 @@ def check_training(policy: DiffusionPolicy, cfg: DictConfig) -> None:
                 f"crop.size is {size}, the encoder sees {seen[0]} x {seen[1]} px of {name!r}: give "
                 f"the same size as encoder.crop (or encoder.base.crop), or set crop=null"
             )
-    check_levels = getattr(policy.net, "check_levels", None)
+    checks = [getattr(part, "check_levels", None) for part in policy.net.modules()]
     levels = torch.tensor(trained_levels(cfg))
-    if check_levels is not None and levels[0] > 0 and levels[1].isfinite():
-        check_levels(*policy.preconditioning(levels).c_noise.tolist())
+    if any(checks) and levels[0] > 0 and levels[1].isfinite():
+        lowest, highest = policy.preconditioning(levels).c_noise.tolist()
+        for check in filter(None, checks):
+            check(lowest, highest)
 
 
 def from_checkpoint(loaded: LoadedCheckpoint) -> DiffusionPolicy:

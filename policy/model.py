@@ -73,17 +73,19 @@ class DiffusionPolicy(nn.Module):
 
         return denoise
 
-    def penalty(self, sigma: Tensor) -> Tensor:
+    def penalty(self, sigma: Tensor, cond: Tensor) -> Tensor:
         """What the network asks for beside a small error in training, a scalar; mostly 0.
 
-        A network may have `penalty(c_noise [B, Tp])`, such as the balance of a mixture's load.
+        A network may have `penalty(c_noise [B, Tp], cond [B, C])`, such as the balance of a
+        mixture's load.
 
         Args:
             sigma: [B, Tp] >= 0, levels of the batch.
+            cond: [B, C] of `encode`.
         """
         penalty = getattr(self.net, "penalty", None)
         c_noise = self.preconditioning(sigma).c_noise
-        return c_noise.new_zeros(()) if penalty is None else penalty(c_noise)
+        return c_noise.new_zeros(()) if penalty is None else penalty(c_noise, cond)
 
     def encode(self, observation: Mapping[str, Tensor], *, with_goal: bool = True) -> Tensor:
         """Condition [B, C] of an observation; once per chunk. For errors see `features`.

@@ -5,7 +5,6 @@ noise of a step come from generators seeded anew, so there is no generator state
 that was killed and resumed does what an uninterrupted one does.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from data.augment import FeatureNoise, Mirror, RandomCrop
 from data.dataset import WindowDataset
 from data.types import Batch
 from policy.diffusion.loss import DenoisingLoss
+from policy.diffusion.noise import hashed, seeded
 from policy.ema import EMA
 from policy.model import DiffusionPolicy
 from policy.state_tree import State
@@ -24,25 +24,6 @@ from policy.state_tree import State
 Augment = Callable[[Mapping[str, Tensor], torch.Generator], Mapping[str, Tensor]]
 # Streams of random numbers that must not coincide.
 ORDER, NOISE, VALIDATION, LAYERS, GOALS = range(5)
-
-
-def hashed(seed: int, *, purpose: int, count: int) -> int:
-    """A seed for the `count`-th use of one purpose in a run; for the arguments see `seeded`."""
-    # A hash, because the CPU's generator takes in the low 32 bits of a seed only.
-    key = hashlib.blake2b(f"{seed} {purpose} {count}".encode(), digest_size=8).digest()
-    return int.from_bytes(key, "little")
-
-
-def seeded(seed: int, *, purpose: int, count: int, device: torch.device | str) -> torch.Generator:
-    """A generator for the `count`-th use of one purpose in a run.
-
-    Args:
-        seed: of the run.
-        purpose: ORDER, NOISE, VALIDATION, LAYERS or GOALS.
-        count: step or epoch.
-        device: of the generator.
-    """
-    return torch.Generator(device).manual_seed(hashed(seed, purpose=purpose, count=count))
 
 
 class WindowOrder:
@@ -196,7 +177,7 @@ class Trainer:
         *,
         augment: Augment,
         draws: int = 1,
-        penalty: Callable[[Tensor], Tensor] | None = None,
+        penalty: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         features = augment(policy.features(batch.observation), generator)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):

@@ -50,7 +50,7 @@ class DenoisingLoss:
         is_pad: Tensor,
         preconditioning: Preconditioning,
         generator: torch.Generator,
-        penalty: Callable[[Tensor], Tensor] | None = None,
+        penalty: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """The loss of a batch, a scalar.
 
@@ -61,7 +61,7 @@ class DenoisingLoss:
             is_pad: [B, Tp] bool, actions after the end of an episode.
             preconditioning: of the denoiser, for the weight.
             generator: of levels and noise, on x0's device.
-            penalty: of levels [B, Tp]; what is added to the error, if anything.
+            penalty: of levels [B, Tp] and conditions [B, C]; added to the error, if there is one.
         """
         batch, pred_horizon, _ = x0.shape
         sigma = self.corruption(batch, pred_horizon, generator)
@@ -73,4 +73,4 @@ class DenoisingLoss:
             is_counted = is_counted & ~is_pad
         weight = self.weight(sigma, preconditioning).clamp(max=self.max_weight)
         loss = (weight * error * is_counted).sum() / is_counted.sum().clamp(min=1)
-        return loss if penalty is None else loss + penalty(sigma)
+        return loss if penalty is None else loss + penalty(sigma, cond)

@@ -1,5 +1,6 @@
-"""Normal noise from one generator for a batch, or from one generator per stream."""
+"""Noise from one generator for a batch or one per stream, and seeds that tell what it is for."""
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -39,3 +40,22 @@ def gumbel(shape: Sequence[int], generator: Generator) -> Tensor:
     """
     uniform = torch.special.ndtr(randn(shape, generator))
     return -(-uniform.clamp(min=torch.finfo(uniform.dtype).tiny).log()).log()
+
+
+def hashed(seed: int, *, purpose: int, count: int) -> int:
+    """A seed for the `count`-th use of one purpose in a run; for the arguments see `seeded`."""
+    # A hash, because the CPU's generator takes in the low 32 bits of a seed only.
+    key = hashlib.blake2b(f"{seed} {purpose} {count}".encode(), digest_size=8).digest()
+    return int.from_bytes(key, "little")
+
+
+def seeded(seed: int, *, purpose: int, count: int, device: torch.device | str) -> torch.Generator:
+    """A generator for the `count`-th use of one purpose in a run.
+
+    Args:
+        seed: of the run.
+        purpose: number of a stream of random numbers that must not coincide with others.
+        count: of the use, such as a step or epoch.
+        device: of the generator.
+    """
+    return torch.Generator(device).manual_seed(hashed(seed, purpose=purpose, count=count))

@@ -25,20 +25,21 @@ import torch
 from torch import Tensor, nn
 
 from policy.nets.experts import Experts
+from policy.nets.level_range import LevelRange
 from policy.nets.transformer import Transformer
 
-SLACK = 0.1  # share of the trained range by which a prior's limits may miss its ends
 
-
-def usage(net: nn.Module, c_noise: Tensor) -> Tensor:
+def usage(net: nn.Module, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
     """Probabilities [L, n, N] with which the layers' routers give actions of a level the experts.
 
     Args:
-        net: a `Transformer` with `Experts` in its blocks, or a network around one.
+        net: one with `Experts` in its blocks and `embed_levels(c_noise [n, 1], cond) -> [n, S, D]`,
+            the actions' last, such as a `Transformer`; or a network around one.
         c_noise: [n] levels.
+        cond: [n or 1, C] encoded observations; only needed where the routers see them.
 
     Raises:
-        ValueError: there are no experts, or no transformer.
+        ValueError: there are no experts, they cannot be asked, or they need the condition.
     """
     layers = [module for module in net.modules() if isinstance(module, Experts)]
     if not layers:
@@ -46,13 +47,14 @@ def usage(net: nn.Module, c_noise: Tensor) -> Tensor:
             f"the {type(net).__name__} has no experts whose use could be asked for: "
             f"take a net with experts (net=moe_small)"
         )
-    transformers = [module for module in net.modules() if isinstance(module, Transformer)]
-    if not transformers:
+    embeds = filter(None, (getattr(module, "embed_levels", None) for module in net.modules()))
+    embed = next(embeds, None)
+    if embed is None:
         raise ValueError(
-            f"the {type(net).__name__} has experts, but not in a transformer, which alone can be "
-            f"asked for their use: take net=moe_small"
+            f"the {type(net).__name__} has experts, but no embed_levels(c_noise, cond) by which "
+            f"they could be asked for their use: take net=moe_small or net=moe_mlp"
         )
-    noise = transformers[0].embed_levels(c_noise[:, None])[:, -1]  # [n, D]
+    noise = embed(c_noise[:, None], cond)[:, -1]  # [n, D]
     return torch.stack([layer.logits(noise).softmax(dim=-1) for layer in layers])
 
 
@@ -111,8 +113,7 @@ class DiffusionPrior(nn.Module):
             ValueError: the levels are not in order, or there is no `Transformer` with experts.
         """
         super().__init__()
-        if lowest >= highest:
-            raise ValueError(f"lowest is {lowest} and highest is {highest}: give lowest < highest")
+        self.levels = LevelRange(lowest, highest)
         inner = net(action_size=action_size, cond_size=cond_size, pred_horizon=pred_horizon)
         layers = [module for module in inner.modules() if isinstance(module, Experts)]
         if not layers:
@@ -126,7 +127,6 @@ class DiffusionPrior(nn.Module):
                 f"set net.net to policy.nets.transformer.Transformer"
             )
         self.net, self.weight = inner, weight
-        self.lowest, self.highest = lowest, highest
         self.top_k = layers[0].top_k
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor) -> Tensor:
@@ -144,26 +144,21 @@ class DiffusionPrior(nn.Module):
             lowest: of the trained ones, in units of c_noise.
             highest: of them.
         """
-        slack = SLACK * (highest - lowest)
-        if abs(self.lowest - lowest) > slack or abs(self.highest - highest) > slack:
-            raise ValueError(
-                f"the prior's window moves from {self.lowest:g} to {self.highest:g}, but levels "
-                f"from {lowest:.0f} to {highest:.0f} are trained: set net.lowest={lowest:.0f} and "
-                f"net.highest={highest:.0f}"
-            )
+        self.levels.check(lowest, highest, option="net")
 
-    def penalty(self, c_noise: Tensor) -> Tensor:
+    def penalty(self, c_noise: Tensor, cond: Tensor) -> Tensor:
         """Divergence of the experts' use from the prior, and the network's own penalty, a scalar.
 
         Args:
             c_noise: [B, Tp] levels of the batch.
+            cond: [B, C] encoded observations.
         """
-        own = self.net.penalty(c_noise)
+        own = self.net.penalty(c_noise, cond)
         if not self.training:
             return own
         levels = c_noise.flatten()
         used = usage(self.net, levels)
         n_layers, _, n_experts = used.shape
-        position = ((levels - self.lowest) / (self.highest - self.lowest)).clamp(0, 1)
+        position = self.levels.position(levels)
         wished = prior(position, n_layers=n_layers, n_experts=n_experts, top_k=self.top_k)
         return own + self.weight * divergence(used, wished.to(used.dtype)).mean()

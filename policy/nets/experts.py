@@ -12,6 +12,9 @@ the weights: no grid of levels costs memory. It saves the router and the sorting
 multiply-adds of the experts, most of the layer, are those of k experts either way. Tokens of one
 choice are computed together, so that a prefix, which has no level, may ask for experts of its own.
 
+A network may tell the router more by adding it to the embeddings of the levels, as the MLP does
+with the condition (`layers_see_cond`); it then does without `at`.
+
 Differences from the paper:
 
 1. The level is that of a token: in one chunk the experts may differ from action to action.

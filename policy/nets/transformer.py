@@ -45,6 +45,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policy.nets.attention import (
@@ -72,11 +73,13 @@ class Levels:
         noise: [B or 1, S, D] embedding of each token's level.
         adaln: modulations of all blocks from the tokens of the condition, or None.
         feed_forwards: that of each block, at these levels.
+        channels: bool [B or 1, S, D], what blocks see and change of a token; None for everything.
     """
 
     noise: Tensor
     adaln: Callable[[Tensor], Modulations] | None
     feed_forwards: Sequence[FeedForward]
+    channels: Tensor | None
 
 
 class Transformer(nn.Module):
@@ -99,6 +102,7 @@ class Transformer(nn.Module):
         qk_norm: bool = False,
         attention_dropout: float = 0.0,
         feed_forward: Callable[..., nn.Module] | None = None,
+        channel_mask: Callable[..., nn.Module] | None = None,
     ):
         """A transformer.
 
@@ -122,6 +126,9 @@ class Transformer(nn.Module):
                 embeddings of their levels, both [B, S, D]; None for `GELUFeedForward`. It may have
                 `at(noise [S, D]) -> f(h)` and `penalty(noise [B, S, D]) -> scalar`, which make
                 those of the network.
+            channel_mask: built with `size=D` and called with levels [B, Tp], gives bool [B, Tp, D]:
+                the channels of a token that its level lets blocks see and change, such as a
+                `ChannelMask`; None for all of them.
 
         Raises:
             ValueError: a size does not fit the others, or there is no such choice; the message
@@ -176,6 +183,7 @@ class Transformer(nn.Module):
             )
             for _ in range(n_layers)
         )
+        self.channel_mask = None if channel_mask is None else channel_mask(size=size)
         self.norm = NORMS[norm](size)
         self.out = nn.Linear(size, action_size)
         nn.init.zeros_(self.out.weight)
@@ -201,7 +209,7 @@ class Transformer(nn.Module):
         noise = self.embed_levels(c_noise)
         adaln = None if self.adaln is None else partial(self.adaln, noise)
         layers = [_bind(layer, noise) for layer in self._feed_forwards()]
-        return self._predict(x, cond, Levels(noise, adaln, layers))
+        return self._predict(x, cond, Levels(noise, adaln, layers, self._channels(c_noise)))
 
     def at(self, c_noise: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The network f(x [B, Tp, Da], cond [B, C]) at given levels; their part is computed once.
@@ -212,13 +220,15 @@ class Transformer(nn.Module):
         noise = self.embed_levels(c_noise[None])
         adaln = None if self.adaln is None else self.adaln.at(noise)
         layers = [_at(layer, noise) for layer in self._feed_forwards()]
-        return partial(self._predict, levels=Levels(noise, adaln, layers))
+        levels = Levels(noise, adaln, layers, self._channels(c_noise[None]))
+        return partial(self._predict, levels=levels)
 
-    def penalty(self, c_noise: Tensor) -> Tensor:
+    def penalty(self, c_noise: Tensor, cond: Tensor) -> Tensor:
         """Sum of the penalties of the feed-forward layers that have one, a scalar.
 
         Args:
             c_noise: [B, Tp] noise level of each action.
+            cond: [B, C], not looked at.
         """
         noise = self.embed_levels(c_noise)
         penalties = [getattr(layer, "penalty", None) for layer in self._feed_forwards()]
@@ -227,8 +237,11 @@ class Transformer(nn.Module):
     def _feed_forwards(self) -> list[nn.Module]:
         return [block.feed_forward for block in self.blocks if isinstance(block, Block)]
 
-    def embed_levels(self, c_noise: Tensor) -> Tensor:
-        """Embeddings [B, S, D] of the levels [B, Tp], after those of a prefix."""
+    def embed_levels(self, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Embeddings [B, S, D] of the levels [B, Tp], after those of a prefix.
+
+        The condition is not looked at.
+        """
         if self.noise_embed is not None:
             noise = self.noise_embed(c_noise)
         else:
@@ -237,18 +250,25 @@ class Transformer(nn.Module):
             return noise
         return torch.cat([self.no_level.expand(len(noise), -1, -1), noise], dim=1)
 
+    def _channels(self, c_noise: Tensor) -> Tensor | None:
+        """Those that serve levels [B, Tp], [B, S, D]; all of them in a prefix."""
+        if self.channel_mask is None:
+            return None
+        n_prefix = 0 if self.no_level is None else len(self.no_level)
+        return F.pad(self.channel_mask(c_noise), (0, 0, n_prefix, 0), value=True)
+
     def _predict(self, x: Tensor, cond: Tensor, levels: Levels) -> Tensor:
         """Raw prediction [B, Tp, Da]."""
         cond = self.cond_embed(cond.unflatten(-1, (self.cond_tokens, -1)))  # [B, K, D]
         h = self.action_embed(x)
         h = (torch.cat([cond, h], dim=1) if self.is_prefixed else h) + self.positions
         modulations = self.plain if levels.adaln is None else levels.adaln(cond)
-        memory = self._memory(cond, levels.noise)
+        memory, channels = self._memory(cond, levels.noise), levels.channels
         for block, modulation, feed_forward in zip(
             self.blocks, modulations, levels.feed_forwards, strict=True
         ):
-            h = block(
-                h,
+            run = partial(
+                block,
                 feed_forward=feed_forward,
                 modulations=modulation,
                 noise=levels.noise if self.conditioning == "attention" else None,
@@ -256,6 +276,7 @@ class Transformer(nn.Module):
                 memory_mask=self.memory_mask,
                 is_causal=self.is_causal,
             )
+            h = run(h) if channels is None else torch.where(channels, run(h * channels), h)
         return self.out(self.norm(h[:, -x.shape[1] :]))
 
     def _memory(self, cond: Tensor, noise: Tensor) -> Tensor | None:

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from data.mixture import TASK, task_field
 from data.store import EpisodeStore
 from data.types import Contract, Field
 from policy import bench_experts, experts
+from policy.build import from_checkpoint
+from policy.checkpoint import load
 from policy.entry import compose_config
-from policy.experts import draw, served
+from policy.experts import conditions, draw, served
 from policy.nets.expert_usage import DiffusionPrior, divergence, prior, usage
 from policy.nets.experts import Experts
 from policy.nets.transformer import Transformer
@@ -79,7 +82,7 @@ def test_experts_outside_of_a_transformer_are_refused():
 
     with pytest.raises(ValueError, match=r"Sequential is no transformer.* net\.net"):
         DiffusionPrior(**SIZES, net=net)
-    with pytest.raises(ValueError, match="Sequential has experts, but not in a transformer"):
+    with pytest.raises(ValueError, match="Sequential has experts, but no embed_levels"):
         usage(net(), torch.zeros(2))
 
 
@@ -118,28 +121,28 @@ def test_divergence_is_zero_for_the_same_and_ln_2_for_the_disjoint():
 
 def test_penalty_is_the_networks_and_the_divergence():
     net = seeded(partial(DiffusionPrior, net=NET, weight=2.0, lowest=-50.0, highest=50.0))
-    c_noise = torch.tensor([[-50.0, -20.0, 0.0, 20.0, 50.0]])
+    c_noise, cond = torch.tensor([[-50.0, -20.0, 0.0, 20.0, 50.0]]), torch.zeros(1, 4)
     net.train()
     torch.manual_seed(1)
-    own = net.net.penalty(c_noise)
+    own = net.net.penalty(c_noise, cond)
     torch.manual_seed(1)
-    total = net.penalty(c_noise)
+    total = net.penalty(c_noise, cond)
     wished = prior(torch.tensor([0, 0.3, 0.5, 0.7, 1]), n_layers=3, n_experts=4, top_k=2)
     difference = divergence(usage(net, c_noise[0]), wished).mean()
     torch.testing.assert_close(total - own, 2 * difference)
-    assert net.eval().penalty(c_noise).item() == 0
+    assert net.eval().penalty(c_noise, cond).item() == 0
 
 
 def test_penalty_draws_the_routers_to_the_prior():
     net = seeded(partial(DiffusionPrior, net=NET, weight=1.0)).train()
-    c_noise = torch.linspace(-46, 30, 40).view(8, 5)
+    c_noise, cond = torch.linspace(-46, 30, 40).view(8, 5), torch.zeros(8, 4)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    before = net.penalty(c_noise).item() - net.net.penalty(c_noise).item()
+    before = net.penalty(c_noise, cond).item() - net.net.penalty(c_noise, cond).item()
     for _ in range(60):
         optimizer.zero_grad()
-        net.penalty(c_noise).backward()
+        net.penalty(c_noise, cond).backward()
         optimizer.step()
-    after = net.penalty(c_noise).item() - net.net.penalty(c_noise).item()
+    after = net.penalty(c_noise, cond).item() - net.net.penalty(c_noise, cond).item()
     assert after < 0.5 * before
 
 
@@ -193,6 +196,58 @@ def test_figure_of_a_checkpoint(checkpoint, tmp_path):
     assert [sum(row) for row in shares] == pytest.approx([2, 2])
 
 
+def test_figure_says_that_the_task_does_not_matter(checkpoint, tmp_path, capsys):
+    experts.run(compose_config("experts", [f"checkpoint={checkpoint}", f"out={tmp_path}"]))
+    assert "the same in every task" in capsys.readouterr().out
+    assert "served_in_task" not in json.loads((tmp_path / "experts.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def told_checkpoint(tmp_path_factory) -> Path:
+    """An untrained policy that is told one of three tasks, and whose routers see it."""
+    folder = tmp_path_factory.mktemp("told")
+    contract = Contract(
+        observation={"state": Field(shape=(2,)), TASK: task_field(["lift", "push", "turn"])},
+        action=Field(shape=(2,)),
+        control_dt=0.1,
+    )
+    store = EpisodeStore.create(folder / "store.zarr", contract)
+    rng = np.random.default_rng(0)
+    for task in range(3):
+        values = {
+            name: rng.uniform(-1, 1, (20, 2)).astype(np.float32) for name in ("state", "action")
+        }
+        told = np.eye(3, dtype=np.float32)[[task] * 20]
+        store.append({**values, TASK: told})
+    sizes = ["net=moe_mlp", "net.size=16", "net.n_blocks=2", "net.layers_see_cond=true"]
+    prepared(store, *sizes, out=folder / "run").save()
+    return folder / "run"
+
+
+def test_figure_of_routers_that_see_the_task(told_checkpoint, tmp_path, capsys):
+    settings = [f"checkpoint={told_checkpoint}", f"out={tmp_path}", "n_levels=20", "device=cpu"]
+    path = experts.run(compose_config("experts", settings))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert "the mean over 3 tasks" in capsys.readouterr().out
+    written = json.loads((tmp_path / "experts.json").read_text())
+    assert list(written["served_in_task"]) == ["lift", "push", "turn"]
+    shares = np.array(list(written["served_in_task"].values()))
+    np.testing.assert_allclose(shares.sum(axis=-1), 2)
+    np.testing.assert_allclose(shares.mean(axis=0), written["served"], atol=1e-6)
+
+
+def test_conditions_differ_in_the_task_alone(told_checkpoint):
+    policy = from_checkpoint(load(told_checkpoint)).eval()
+    seen = []
+    policy.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    tasks, conds = conditions(policy)
+    assert tasks == ["lift", "push", "turn"]
+    assert conds.shape == (3, 1, policy.encoder.cond_size)
+    n_steps = policy.horizons.obs
+    assert torch.equal(seen[0][TASK], torch.eye(3)[:, None].expand(-1, n_steps, -1))
+    torch.testing.assert_close(seen[0]["state"], torch.zeros(3, n_steps, 2), rtol=0, atol=1e-6)
+
+
 def test_impossible_figures_are_refused(checkpoint, pillar_checkpoint, tmp_path):
     def run(*settings):
         return experts.run(compose_config("experts", [*settings, f"out={tmp_path}"]))
@@ -232,6 +287,13 @@ def test_a_window_over_other_levels_than_the_trained_is_refused(store, precond):
     prepared(store, *settings, f"precond={precond}", "net.lowest=0", "net.highest=97")
     with pytest.raises(ValueError, match=r"levels from -46 to 44 are trained.*net\.highest=44"):
         prepared(store, *settings, "loss.corruption.density.sigma_max=80")
+
+
+def test_a_window_of_channels_over_other_levels_than_the_trained_is_refused(store):
+    settings = ["net=transformer_routed_small", "net.size=16", "net.n_layers=1"]
+    prepared(store, *settings)
+    with pytest.raises(ValueError, match=r"from -46 to 30, but .* set net\.channel_mask\.lowest="):
+        prepared(store, *settings, "precond=v")
 
 
 @pytest.mark.parametrize("name", ["repeats", "n_levels", "pred_horizon"])

@@ -93,16 +93,17 @@ def test_the_penalty_of_a_network_is_trained_on(store, balance):
 
 def test_the_penalty_is_asked_for_at_the_levels_as_the_network_sees_them(store):
     class Net(torch.nn.Module):
-        def penalty(self, c_noise: torch.Tensor) -> torch.Tensor:
+        def penalty(self, c_noise: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
             asked.append(c_noise)
-            return c_noise.sum()
+            return c_noise.sum() + cond.sum()
 
     asked = []
     policy = prepared(store, "net.channels=[8,16]").trainer.policy
     policy.net = Net()
     sigma = torch.rand(3, 16, generator=torch.Generator().manual_seed(0))
     c_noise = policy.preconditioning(sigma).c_noise
-    torch.testing.assert_close(policy.penalty(sigma), c_noise.sum())
+    cond = torch.ones(3, 2)
+    torch.testing.assert_close(policy.penalty(sigma, cond), c_noise.sum() + 6)
     assert torch.equal(asked[0], c_noise)
     assert not torch.equal(c_noise, sigma)
 

@@ -239,11 +239,11 @@ def test_feed_forward_sees_the_level_of_each_action_and_none_of_the_condition(va
 
 @torch.no_grad()
 def test_penalty_is_the_sum_over_blocks_and_zero_without():
-    _, c_noise, _ = inputs()
-    assert net_of(conditioning="adaln").penalty(c_noise) == 0
+    _, c_noise, cond = inputs()
+    assert net_of(conditioning="adaln").penalty(c_noise, cond) == 0
     net = net_of(conditioning="adaln", feed_forward=Recorder, n_layers=3)
     expected = 3 * net.noise_embed(c_noise).square().sum()
-    torch.testing.assert_close(net.penalty(c_noise), expected)
+    torch.testing.assert_close(net.penalty(c_noise, cond), expected)
 
 
 @every_variant
