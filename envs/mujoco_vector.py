@@ -176,6 +176,7 @@ class MujocoVectorEnv(VectorEnv):
         infos = {
             "n_executed": np.zeros(self.num_envs, int),
             "max_reward": np.full(self.num_envs, -np.inf),
+            "last_reward": np.zeros(self.num_envs),
             "is_success": np.zeros(self.num_envs, bool),
         }
         for k in range(actions.shape[1]):
@@ -191,6 +192,7 @@ class MujocoVectorEnv(VectorEnv):
                 reward, is_success = self._finish_step(i)
                 rewards[i] += reward
                 infos["max_reward"][i] = max(infos["max_reward"][i], reward)
+                infos["last_reward"][i] = reward
                 infos["is_success"][i] |= is_success
         if "modes" in self.metadata:
             infos["mode"] = self._modes.copy()

@@ -61,9 +61,10 @@ class ChunkExecution(gym.Wrapper):
     """Executes a chunk of up to Ta actions as one step; the episode's end cuts a chunk short.
 
     The reward is the sum over the executed steps. `info` has `n_executed`, `max_reward` (the
-    largest reward of an executed step, -inf if there was none), `is_success` (in any executed step)
-    and, where the env has several ways, `mode` as of the last step. A finished episode may be
-    stepped further: nothing is executed and the last observation returned.
+    largest reward of an executed step, -inf if there was none), `last_reward` (of the last one, 0
+    if there was none), `is_success` (in any executed step) and, where the env has several ways,
+    `mode` as of the last step. A finished episode may be stepped further: nothing is executed and
+    the last observation returned.
 
     Args:
         env: the env.
@@ -106,6 +107,7 @@ class ChunkExecution(gym.Wrapper):
         summary = {
             "n_executed": len(rewards),
             "max_reward": max(rewards, default=-np.inf),
+            "last_reward": rewards[-1] if rewards else 0.0,
             "is_success": is_success,
             **self._modes,
         }

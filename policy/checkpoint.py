@@ -50,7 +50,7 @@ class LoadedCheckpoint:
         path: its folder.
         step: optimiser steps taken.
         seconds: of training so far.
-        weights: which weights `policy_state` holds, "ema".
+        weights: which weights `policy_state` holds, "ema" or "tuned".
         policy_state: state dict of the policy.
         contract: of the policy, with horizons and digest of the statistics.
         config: resolved configuration of the run.

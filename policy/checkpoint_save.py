@@ -38,13 +38,14 @@ def save(
     store_digest: str,
     versions: Mapping[str, str],
     keep: int,
+    weights: str = "ema",
 ) -> Path:
     """Write a checkpoint and remove older ones.
 
     Args:
         run_dir: folder of the run.
         step: optimiser steps taken.
-        policy: with the averaged weights and, as `normalizer`, the statistics.
+        policy: with the weights and, as `normalizer`, the statistics.
         contract: of the policy.
         horizons: of the policy.
         config: resolved configuration, JSON values only.
@@ -53,6 +54,7 @@ def save(
         store_digest: of the demonstrations.
         versions: of the programs.
         keep: newest checkpoints that stay, this one included.
+        weights: which ones the policy's are: "ema" averaged, "tuned" by reward.
 
     Returns:
         Folder of the checkpoint.
@@ -75,7 +77,7 @@ def save(
         "format_version": FORMAT_VERSION,
         "step": step,
         "seconds": seconds,
-        "weights": "ema",
+        "weights": weights,
         "contract": replace(contract, horizons=horizons, statistics=normalizer.digest()).to_json(),
         "store_digest": store_digest,
         "versions": dict(versions),

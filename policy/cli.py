@@ -12,6 +12,7 @@ VERBS = {
     "train": "train a diffusion policy on a store of demonstrations",
     "fit": "fit to a checkpoint what samplers start from: grids of noise levels, anchors",
     "import_policy": "make a checkpoint of a published state-based Diffusion Policy",
+    "finetune": "improve a checkpoint by reward: play, learn from it, keep the best",
     "evaluate": "measure a checkpoint on unseen starts: score and success with intervals, videos",
     "frontier": "what each sampler gives for what it costs: success, calls, time, reaction",
     "run": "control a (simulated) robot in wall-clock time and report periods and latencies",

@@ -3,6 +3,7 @@
     cadence collect env=pillar starts=100
     cadence collect env=metaworld 'task=[reach-v3,push-v3]' starts=20
     cadence collect env=metaworld_10 episodes=50     # all of its tasks, into one store
+    cadence collect env=pillar noise=0.1 keep=all    # poor demonstrations, to be improved by reward
 
 Start i is seed `seed + i`. Each expert of the environment records each start, so a task with two
 ways gives two demonstrations of every start. Episodes that fail are counted and left out
@@ -11,14 +12,15 @@ once it is whole: after Ctrl-C or a crash, the same command with `out=` the same
 where it stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 from omegaconf import DictConfig
 
-from data.record import RecordReport, contract_of, record
+from data.record import Expert, RecordReport, contract_of, record
 from data.store import EpisodeStore
 from data.types import Contract, ContractError
 from policy.entry import entry, out_dir, pick_device
@@ -57,7 +59,23 @@ def _experts(env: gym.Env, cfg: DictConfig) -> dict:
             f"the environment {cfg.env._target_} has no scripted expert: record it by other means, "
             f"or give its class a method experts()"
         )
-    return experts()
+    return {name: _noisy(make, cfg.noise, env.action_space) for name, make in experts().items()}
+
+
+def _noisy(
+    make: Callable[[np.random.Generator], Expert], noise: float, space: gym.Space
+) -> Callable[[np.random.Generator], Expert]:
+    """What makes an expert whose hand is unsteady, by `noise` of half the range of its actions."""
+    if noise == 0:
+        return make
+    assert isinstance(space, gym.spaces.Box)
+    std = noise * (space.high - space.low) / 2
+
+    def make_noisy(rng: np.random.Generator) -> Expert:
+        expert = make(rng)
+        return lambda fields: expert(fields) + std * rng.standard_normal(std.shape)
+
+    return make_noisy
 
 
 def _open(path: Path, contract: Contract, tasks: Sequence[str | None]) -> EpisodeStore:
@@ -97,6 +115,8 @@ def run(cfg: DictConfig) -> Path:
         raise ValueError(f"episodes is {cfg.episodes!r}, it must be a number from 1 on, or null")
     if cfg.keep not in ("success", "all"):
         raise ValueError(f"keep is {cfg.keep!r}, choose 'success' or 'all'")
+    if not 0 <= cfg.noise <= 1:
+        raise ValueError(f"noise is {cfg.noise}, it must be in 0..1")
     pick_device(cfg.device)
     tasks = tasks_of(cfg)
     # An environment that does not exist is refused before a folder is made for it.

@@ -22,6 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from data.record import contract_of
+from data.types import Contract
 from envs.rendering import RenderingError
 from envs.vector import MakeEnv, make_vec
 from policy.agent import Agent
@@ -99,7 +100,7 @@ def run(cfg: DictConfig) -> dict:
     makers = {task: maker(cfg, task) for task in tasks_of(cfg)}
     modes: Sequence[str] = ()
     for make_env in makers.values():
-        modes = check_env(agent, make_env, checkpoint=cfg.checkpoint)
+        modes = check_env(agent.contract, make_env, checkpoint=cfg.checkpoint)
     out = out_dir(cfg, "evaluate")
     print(
         f"checkpoint: {cfg.checkpoint}, weights: {agent.weights}, device: {device}, {agent.calls}"
@@ -143,7 +144,7 @@ def run(cfg: DictConfig) -> dict:
     return results
 
 
-def check_env(agent: Agent, make_env: MakeEnv, *, checkpoint: str) -> Sequence[str]:
+def check_env(contract: Contract, make_env: MakeEnv, *, checkpoint: str) -> Sequence[str]:
     """The names of an environment's ways, where it offers what the checkpoint needs.
 
     Raises:
@@ -153,9 +154,9 @@ def check_env(agent: Agent, make_env: MakeEnv, *, checkpoint: str) -> Sequence[s
     try:
         this, that = f"checkpoint {checkpoint}", "the environment"
         offered = contract_of(env)
-        check_told(agent.contract, offered, this=this, that=that)
-        agent.contract.check(offered, this=this, that=that)
-        learned = agent.contract.task
+        check_told(contract, offered, this=this, that=that)
+        contract.check(offered, this=this, that=that)
+        learned = contract.task
         if learned and offered.task and offered.task not in (learned, *learned.split(", ")):
             print(f"note: {this} learned {learned!r}, {that} is {offered.task!r}")
         return env.metadata.get("modes", ())

@@ -61,7 +61,7 @@ class Rig:
         self._make_env: MakeEnv = maker(cfg, None)
         reference = plain(cfg.reaction.reference)
         self._reference = self.agent({**ROW, **reference, "action": 1}, rows=64)
-        self.modes = check_env(self._reference, self._make_env, checkpoint=cfg.checkpoint)
+        self.modes = check_env(self._reference.contract, self._make_env, checkpoint=cfg.checkpoint)
         self._reacts = cfg.reaction.episodes > 0 and can_displace(self._make_env)
 
     @property

@@ -236,11 +236,11 @@ def _is_occupied(out: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
-def refuse_occupied(cfg: DictConfig) -> None:
+def refuse_occupied(cfg: DictConfig, *, verb: str = "training") -> None:
     """Raise ValueError where the run's folder holds another run, which would be lost."""
     if cfg.out is not None and _is_occupied(Path(str(cfg.out))):
         raise ValueError(
-            f"out={cfg.out} holds a training run already: go on with it by resume={cfg.out}, "
+            f"out={cfg.out} holds a {verb} run already: go on with it by resume={cfg.out}, "
             f"or choose another folder"
         )
 
@@ -274,14 +274,14 @@ def run(cfg: DictConfig) -> Path:
     return this.out
 
 
-def refuse_settings_beside_resume(overrides: Sequence[str]) -> None:
+def refuse_settings_beside_resume(overrides: Sequence[str], *, verb: str = "train") -> None:
     """Exit where a run is to be resumed with other settings, which it would not take."""
     settings = [o for o in overrides if not o.startswith("-")]
     resumed = [o for o in settings if o.startswith("resume=") and o != "resume=null"]
     others = [o for o in settings if not o.startswith("resume=")]
     if others and resumed:
         print(
-            f"cadence train: error: resume= takes the settings of the interrupted run; "
+            f"cadence {verb}: error: resume= takes the settings of the interrupted run; "
             f"leave out {' '.join(others)}, or start a new run without resume=",
             file=sys.stderr,
         )

@@ -15,6 +15,7 @@ PLUG_INS = sorted(
     p for p in CONFIGS.rglob("*.yaml") if p.parent != CONFIGS and p.parent.name != "experiment"
 )
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+RECIPES = sorted((CONFIGS / "recipe").glob("*.yaml"))
 
 
 def targets(node: object) -> Iterator[str]:
@@ -33,13 +34,18 @@ def targets(node: object) -> Iterator[str]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_verb_composes(verb):
     # Groups without a default are given one, as a user would.
-    needs_env = verb in ("collect", "evaluate", "run", "frontier")
+    needs_env = verb in ("collect", "evaluate", "run", "frontier", "finetune")
     assert compose_config(verb, ["env=pillar"] if needs_env else [])
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiment_composes_without_a_plus(path):
     assert compose_config("train", [f"experiment={path.stem}"])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_composes_and_brings_its_environment(path):
+    assert compose_config("finetune", [f"recipe={path.stem}"]).env
 
 
 @pytest.mark.parametrize("path", PLUG_INS, ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -6,7 +6,8 @@ samplers never know:
     x0_hat = c_skip x + c_out net(c_in x, c_noise, cond)
 
 Sources: Karras et al. 2022, EDM, arXiv:2206.00364, table 1 (`EDM`); Ho et al. 2020,
-arXiv:2006.11239 (`Eps`); Salimans and Ho 2022, arXiv:2202.00512 (`V`).
+arXiv:2006.11239 (`Eps`); Salimans and Ho 2022, arXiv:2202.00512 (`V`); Liu et al. 2022, Rectified
+Flow, arXiv:2209.03003 (`Flow`).
 
 Differences from the papers:
 
@@ -125,3 +126,17 @@ class X0:
             c_in=(1 + sigma**2).rsqrt(),
             c_noise=cosine_vp_index(sigma, n_indices=self.n_indices),
         )
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Raw output is the velocity eps - x0 of a rectified flow, (1 - t) x0 + t eps.
+
+    Its t is sigma / (1 + sigma), and its chunk is ours divided by 1 + sigma. Source: Liu et al.
+    2022, arXiv:2209.03003; there t = 1 is the data.
+    """
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        """Coefficients at levels sigma >= 0."""
+        t = sigma / (1 + sigma)
+        return Coefficients(c_skip=1 - t, c_out=-t, c_in=1 - t, c_noise=100 * t)

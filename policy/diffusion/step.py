@@ -81,9 +81,19 @@ class Corrector(Protocol):
 
 
 def ancestral_moments(
-    x: Tensor, x0_hat: Tensor, sigma: Tensor, sigma_next: Tensor, *, eta: float
+    x: Tensor,
+    x0_hat: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    *,
+    eta: float,
+    min_std: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of p(x_next | x, x0_hat).
+
+    With `min_std` the step adds at least so much noise, and keeps so much less of that of x that
+    the chunk is at sigma_next all the same, as far as that level allows: below `min_std`, and so at
+    0, nothing of x's noise is kept and the chunk is noisier than sigma_next says.
 
     Args:
         x: [B, Tp, Da] noisy chunk.
@@ -91,22 +101,32 @@ def ancestral_moments(
         sigma: [B, Tp] level of x.
         sigma_next: [B, Tp] level to reach, at most sigma.
         eta: 0 for DDIM, which is Euler's method on the flow; 1 for DDPM.
+        min_std: of the noise of a step, on the variance-preserving scale, in which x is divided by
+            sqrt(1 + sigma_next^2); clean actions have none.
 
     Returns:
         Mean [B, Tp, Da] and standard deviation [B, Tp, 1].
 
     Raises:
-        ValueError: `eta` is outside 0..1, where more noise would be added than sigma_next allows.
+        ValueError: `eta` is outside 0..1, where more noise would be added than sigma_next allows,
+            or `min_std` is negative.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}, it must be in 0..1: 0 is DDIM, 1 is DDPM")
+    if not min_std >= 0:
+        raise ValueError(f"min_std is {min_std}, it must be at least 0")
     sigma, sigma_next = sigma[..., None], sigma_next[..., None]
     is_clean = sigma == 0
     # Where x is clean, any positive level keeps value and gradient of the branch not taken finite.
     s = torch.where(is_clean, 1.0, sigma)
     noise_share = eta * _root(1 - (sigma_next / s) ** 2) if eta else 0.0 * s
-    std = torch.where(is_clean, 0.0, sigma_next * noise_share)
+    std = sigma_next * noise_share
     keep = sigma_next * _root(1 - noise_share**2) / s
+    if min_std:
+        least = min_std * (1 + sigma_next**2).sqrt()
+        keep = torch.where(std < least, _root(sigma_next**2 - least**2) / s, keep)
+        std = torch.maximum(std, least)
+    std = torch.where(is_clean, 0.0, std)
     mean = torch.where(is_clean, x, x0_hat + keep * (x - x0_hat))
     return mean, std
 

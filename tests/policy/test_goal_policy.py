@@ -98,9 +98,9 @@ def chunk(agent: Agent, goal: float) -> np.ndarray:
 def test_the_goal_is_in_the_contract_and_the_environment_has_to_offer_it(checkpoint):
     agent = make_agent(checkpoint)
     assert agent.contract.observation["goal"].shape == (2,)
-    check_env(agent, partial(make_env, "FourPadsGoal"), checkpoint="c")
+    check_env(agent.contract, partial(make_env, "FourPadsGoal"), checkpoint="c")
     with pytest.raises(ContractError, match=r"checkpoint c needs the field 'goal'; the environ"):
-        check_env(agent, partial(make_env, "FourPads"), checkpoint="c")
+        check_env(agent.contract, partial(make_env, "FourPads"), checkpoint="c")
 
 
 def test_a_goal_of_another_width_names_both_sides(checkpoint):
@@ -117,7 +117,7 @@ def test_a_goal_of_another_width_names_both_sides(checkpoint):
 
     message = r"goal.*\(2,\) in checkpoint c.*\(3,\) in the environment"
     with pytest.raises(ContractError, match=message):
-        check_env(make_agent(checkpoint), wide, checkpoint="c")
+        check_env(make_agent(checkpoint).contract, wide, checkpoint="c")
     agent = make_agent(checkpoint)
     seen = observations(agent, 0.1)
     wrong = {**seen, "goal": np.zeros((N, 2, 3), np.float32)}

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from policy.diffusion.precond import EDM, X0, Eps, V, loss_weight
+from policy.diffusion.precond import EDM, X0, Eps, Flow, V, loss_weight
 
-ALL = [EDM(0.5), Eps(), V(), X0()]
+ALL = [EDM(0.5), Eps(), V(), X0(), Flow()]
 SIGMA = torch.tensor([[0.02, 0.5, 1.0, 20.0]], dtype=torch.float64)
 
 
@@ -30,6 +30,8 @@ def target(preconditioning, x0, eps, x, sigma):
             return (eps - s * x0) / (1 + s**2).sqrt()
         case X0():
             return x0
+        case Flow():
+            return eps - x0
         case EDM(sigma_data=d):  # equation 8 of Karras et al.
             return (x0 - d**2 / (s**2 + d**2) * x) * (s**2 + d**2).sqrt() / (s * d)
     raise AssertionError(preconditioning)
@@ -55,7 +57,7 @@ def test_edm_weight_is_the_sum_of_inverse_variances():
     torch.testing.assert_close(loss_weight(EDM(0.5), SIGMA), SIGMA**-2 + 4)
 
 
-@pytest.mark.parametrize("preconditioning", ALL)
+@pytest.mark.parametrize("preconditioning", [p for p in ALL if not isinstance(p, Flow)])
 def test_network_input_has_unit_scale(preconditioning):
     # All but EDM are built for data of unit variance.
     data_std = preconditioning.sigma_data if isinstance(preconditioning, EDM) else 1.0
@@ -89,3 +91,9 @@ def test_noise_input_rises_with_sigma_from_clean_on_a_scale_of_about_a_hundred(p
     c_noise = preconditioning(sigma).c_noise
     assert (c_noise.diff() > 0).all()
     assert 50 < c_noise[-1] - c_noise[0] < 200
+
+
+def test_flow_sees_the_straight_line_between_chunk_and_noise():
+    x0, eps, x = chunk()
+    t = (SIGMA / (1 + SIGMA))[..., None]
+    torch.testing.assert_close(Flow()(SIGMA).c_in[..., None] * x, (1 - t) * x0 + t * eps)

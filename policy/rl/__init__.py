@@ -1,0 +1,1 @@
+"""Fine-tuning with reward: rollouts, advantages, objectives, one update loop."""

@@ -1,0 +1,1 @@
+"""What is optimised on a rollout, one file each."""
