@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from policy.build import from_checkpoint
 from policy.checkpoint import LoadedCheckpoint
@@ -52,30 +51,40 @@ class Policies:
     def combined(self, first: int, kernel: Kernel) -> DiffusionPolicy:
         """A frozen copy of what is deployed: from step `first` on the tuned network."""
         policy = deepcopy(self.tuned).requires_grad_(False)
-        if first > 0:
-            limit = c_noise_between(self.tuned, kernel.sigmas[first - 1], kernel.sigmas[first])
+        limit = self.limit(first, kernel)
+        if limit is not None:
             policy.net = ByLevel.of(policy.net, deepcopy(self.base.net), limit=limit)
         return policy
 
+    def limit(self, first: int, kernel: Kernel) -> float | None:
+        """The level from which the network before tuning serves; None where the tuned does all.
 
-def c_noise_between(policy: DiffusionPolicy, high: float, low: float) -> float:
-    """The level, as the network sees it, half way between two sigmas."""
-    device = next(policy.parameters()).device
-    c_noise = policy.preconditioning(torch.tensor([high, low], device=device)).c_noise
-    return float(c_noise.mean())
+        Half way between the steps around it, in c_noise.
+        """
+        if first == 0:
+            return None
+        sigmas = torch.tensor(
+            kernel.sigmas[first - 1 : first + 1], device=next(self.tuned.parameters()).device
+        )
+        return float(self.tuned.preconditioning(sigmas).c_noise.mean())
 
 
-def config_of(loaded: LoadedCheckpoint, finetune: Mapping[str, Any], policy: nn.Module) -> dict:
-    """The configuration of a tuned checkpoint: that of its base, and how it was tuned."""
+def config_of(loaded: LoadedCheckpoint, finetune: Mapping[str, Any], limit: float | None) -> dict:
+    """The configuration of a tuned checkpoint: that of its base, and how it was tuned.
+
+    Args:
+        loaded: the base.
+        finetune: configuration of the run.
+        limit: of `Policies.limit`.
+    """
     config = {**loaded.config, FINETUNE: dict(finetune)}
-    net = policy.get_submodule("net")
-    if isinstance(net, ByLevel):
+    if limit is not None:
         config["net"] = {
             "_target_": "policy.nets.by_level.ByLevel",
             "_partial_": True,
             "low": loaded.config["net"],
             "high": loaded.config["net"],
-            "limit": net.limit,
+            "limit": limit,
         }
     return config
 

@@ -1,5 +1,6 @@
 """What keeps fine-tuning from ending worse than it began: the best is kept, collapses undone."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -18,10 +19,11 @@ class Guard:
     """Judges a fine-tuning run by its evaluations.
 
     Args:
-        max_drop: success below the best by so much is a collapse.
+        max_drop: what is measured below the best by so much is a collapse; of a success rate
+            itself, of a return as a share of the best one.
         max_rollbacks: collapses that are undone; the next one ends the run.
         rate_factor: of the learning rate, at each of them.
-        best: highest success so far.
+        best: highest measure so far.
         n_rollbacks: collapses so far.
 
     Raises:
@@ -31,7 +33,7 @@ class Guard:
     max_drop: float = 0.25
     max_rollbacks: int = 2
     rate_factor: float = 0.3
-    best: float = -1.0
+    best: float = -math.inf
     n_rollbacks: int = 0
 
     def __post_init__(self):
@@ -47,14 +49,25 @@ class Guard:
         """Factor of the learning rate after the collapses so far."""
         return self.rate_factor**self.n_rollbacks
 
-    def judge(self, success: float) -> Verdict:
-        """The verdict on an evaluation; a tie keeps the earlier weights."""
-        if success > self.best:
-            self.best = success
+    @property
+    def has_given_up(self) -> bool:
+        """Whether there were more collapses than are undone."""
+        return self.n_rollbacks > self.max_rollbacks
+
+    def judge(self, measured: float, *, is_rate: bool = True) -> Verdict:
+        """The verdict on an evaluation; a tie keeps the earlier weights.
+
+        Args:
+            measured: success rate, or return.
+            is_rate: which of the two.
+        """
+        if measured > self.best:
+            self.best = measured
             return Verdict.BEST
-        return self.collapse() if success < self.best - self.max_drop else Verdict.GO_ON
+        unit = 1.0 if is_rate else abs(self.best)
+        return self.collapse() if measured < self.best - self.max_drop * unit else Verdict.GO_ON
 
     def collapse(self) -> Verdict:
         """The verdict on a collapse, or on numbers that are none."""
         self.n_rollbacks += 1
-        return Verdict.ROLL_BACK if self.n_rollbacks <= self.max_rollbacks else Verdict.GIVE_UP
+        return Verdict.GIVE_UP if self.has_given_up else Verdict.ROLL_BACK

@@ -23,6 +23,7 @@ class Episode:
         success: whether the task was ever done.
         length: executed steps.
         mode: way taken, where a task has several; 0 is none.
+        total: sum of the rewards.
     """
 
     seed: int
@@ -30,9 +31,11 @@ class Episode:
     success: bool = False
     length: int = 0
     mode: int = 0
+    total: float = 0.0
 
-    def account(self, infos: dict[str, np.ndarray], slot: int) -> None:
+    def account(self, rewards: np.ndarray, infos: dict[str, np.ndarray], slot: int) -> None:
         """Add what an environment's last chunk brought."""
+        self.total += float(rewards[slot])
         self.length += int(infos["n_executed"][slot])
         self.score = max(self.score, float(infos["max_reward"][slot]))
         self.success |= bool(infos["is_success"][slot])
@@ -128,12 +131,12 @@ def play(
                 executor.restart(slot)
             observation = _reset(envs, observation, {s: running[s] for s in ended if s in running})
             chunk = agent.chunk(streams, observation, sorted(running))
-            observation, _, terminated, truncated, infos = envs.step(
+            observation, rewards, terminated, truncated, infos = envs.step(
                 executor.actions(chunk, sorted(running))
             )
             agent.shift(streams, agent.horizons.action)
             for slot, episode in running.items():
-                episode.account(infos, slot)
+                episode.account(rewards, infos, slot)
             ended = [slot for slot in sorted(running) if terminated[slot] or truncated[slot]]
             finished += [running.pop(slot) for slot in ended]
             n_successes = sum(episode.success for episode in finished)

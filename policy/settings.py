@@ -6,9 +6,27 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 # Kinds of the settings whose default may be null, which does not tell.
-OPTIONAL = {"steps": int, "minutes": float, "threads": int, "action_horizon": int}
+OPTIONAL = {
+    "steps": int,
+    "env_steps": int,
+    "minutes": float,
+    "threads": int,
+    "action_horizon": int,
+    "n_tuned": int,
+    "max_kl": float,
+    "clip": float,
+}
 # Limits; everything else is judged where it is used.
-LOWEST = {"seed": 0, "num_envs": 1, "rows": 1, "videos": 0, "warmup_steps": 0, "seconds": 0}
+LOWEST = {
+    "seed": 0,
+    "num_envs": 1,
+    "rows": 1,
+    "videos": 0,
+    "warmup_steps": 0,
+    "seconds": 0,
+    "critic_warmup": 0,
+    "rate_warmup": 0,
+}
 LARGEST = {
     "seed": 2**62,
     "batch_size": 2**16,  # beyond this a step exhausts the memory before anything can say so

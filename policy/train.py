@@ -29,7 +29,7 @@ from data.normalize import Normalizer
 from data.types import Horizons
 from policy.budget import Budget, learning_rate_scale
 from policy.build import TRAINING_MODULES, assemble, check_targets, check_training
-from policy.checkpoint import load, load_trainer
+from policy.checkpoint import CheckpointError, load, load_trainer
 from policy.checkpoint_save import save
 from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
@@ -211,10 +211,16 @@ def resume(path: Path) -> Run:
     """The run that left a checkpoint, at that checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, or it is damaged, or tuned by reward.
         ValueError: the demonstrations are not those it was trained on.
     """
     loaded = load(path)
+    if loaded.weights == "tuned":
+        raise CheckpointError(
+            f"{path} was tuned by reward, which training cannot go on from",
+            fix=f"go on with cadence finetune resume={path}, or tune it again with "
+            f"cadence finetune checkpoint={path}",
+        )
     cfg = OmegaConf.create(loaded.config)
     assert isinstance(cfg, DictConfig)
     check_targets(cfg, TRAINING_MODULES)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 class ByLevel(nn.Module):
     """The raw prediction of an action by the network that serves its level.
 
-    Where a call's levels are on both sides of the limit, both networks are called.
+    Where levels are fixed (`at`) and on one side of the limit, only the network of that side is
+    called, otherwise both.
     """
 
     def __init__(

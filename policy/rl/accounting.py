@@ -3,6 +3,10 @@
 Of the episodes that *end* in a stretch of time the short ones are over-represented, and where a
 success ends an episode those are the successes. Here episodes are reported in the order in which
 they *began*, each as soon as it and all before it have ended.
+
+Where all episodes are broken off at once (a restart, see `policy.rl.slots`) those that began after
+the first unfinished one are not reported. The last of each environment is then missing, and long
+ones are missing more often, so restarts should be many episodes apart.
 """
 
 from dataclasses import dataclass, field

@@ -10,8 +10,10 @@ are decisions of the policy that learns.
 
 Differences from the paper: steps are counted in the order in which they are taken, 0 being the
 noisiest; where the floor of exploration is 0 the last step is deterministic and no decision, so
-that a policy may explore by the noise of its chain alone; with `start_std` 0 and a single step the
-chain is an ordinary Gaussian policy round the mean prediction.
+that a policy may explore by the noise of its chain alone (its gradient then leaves out that the
+last step, too, changes with the weights); with a single step from a high level, where the
+prediction hardly depends on the noise that it starts from, the chain is an ordinary Gaussian policy
+round the mean prediction.
 
 Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` condition size, `K` steps.
 """
@@ -56,7 +58,6 @@ class Kernel:
         explore_std: least noise of a step, on the variance-preserving scale; 0 for no floor.
         likelihood_std: least standard deviation by which a step is judged, on the same scale; a
             larger one than the step's own damps its gradient by the square of their ratio.
-        start_std: of the first chunk in units of the first level; 0 starts from zeros.
         clip: limit of |x0_hat| in the network's scale; None for no limit.
         count_all: whether all actions of a chunk count in a step before the last, or the executed
             ones alone, as in the last. Actions that are not executed influence those that are
@@ -71,13 +72,15 @@ class Kernel:
     eta: float = 1.0
     explore_std: float = 0.02
     likelihood_std: float = 0.0
-    start_std: float = 1.0
     clip: float | None = None
     count_all: bool = False
 
     def __post_init__(self):
-        check_grid(torch.tensor([float(sigma) for sigma in self.sigmas]))
-        object.__setattr__(self, "sigmas", tuple(float(sigma) for sigma in self.sigmas))
+        try:
+            object.__setattr__(self, "sigmas", tuple(float(sigma) for sigma in self.sigmas))
+            check_grid(torch.tensor(self.sigmas))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"chain.sigmas is {list(self.sigmas)}: {error}") from error
         for name in ("explore_std", "likelihood_std"):
             std = getattr(self, name)
             if std != 0 and not NARROWEST <= std < 1:
@@ -87,8 +90,6 @@ class Kernel:
                 )
         if not 0 <= self.eta <= 1:
             raise ValueError(f"chain.eta is {self.eta}, it must be in 0..1")
-        if not 0 <= self.start_std <= 1:
-            raise ValueError(f"chain.start_std is {self.start_std}, it must be in 0..1")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"chain.clip is {self.clip}, it must be positive, or null")
         if not any(self.has_noise(step) for step in range(self.n_steps)):
@@ -148,11 +149,6 @@ class Kernel:
         """Log-probability [B, Tp] of each action of steps [B] to x_next [B, Tp, Da]."""
         return step_log_prob(x_next, mean, self.judged_std(std, step))
 
-    def start(self, shape: Sequence[int], generator: Generator) -> Tensor:
-        """Chunks [B, Tp, Da] before the first step."""
-        noise = randn(shape, generator)
-        return self.start_std * self.sigmas[0] * noise
-
     @torch.no_grad()
     def draw(
         self,
@@ -170,7 +166,7 @@ class Kernel:
             shape: Tp, Da.
             generator: of all noise.
         """
-        x = self.start((len(cond), *shape), generator)
+        x = self.sigmas[0] * randn((len(cond), *shape), generator)
         chunks, log_probs = [x], []
         for number, denoiser in enumerate(denoisers):
             step = torch.full((len(cond),), number, device=x.device)

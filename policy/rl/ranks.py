@@ -1,8 +1,11 @@
 """Several processes that learn together: what is summed over all of them.
 
 Each rank steps its own environments. Whatever is a mean over all of them (gradients, statistics of
-advantages and rewards) is a sum over the ranks divided by a count over the ranks, so that two ranks
-give the update of one rank with twice the environments.
+advantages) is a sum over the ranks divided by a count over the ranks, so that two ranks give the
+update of one rank with twice the environments. What one rank alone notices (numbers that are none,
+a wish to stop) is told to all before any of them acts on it, or the others would wait for ever.
+
+Shape legend: `T` chunks in a row, `N` environments of a rank.
 """
 
 import os
@@ -33,6 +36,17 @@ class Ranks:
         dist.all_reduce(total)
         return total
 
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set on any rank."""
+        return bool(self.sum(torch.tensor(int(flag))))
+
+    def side_by_side(self, mask: Tensor) -> Tensor:
+        """The masks [T, N] of all ranks as one [T, N * size]."""
+        t, n = mask.shape
+        everywhere = mask.new_zeros((t, n * self.size), dtype=torch.int32)
+        everywhere[:, self.rank * n : (self.rank + 1) * n] = mask
+        return self.sum(everywhere).bool()
+
     def sum_gradients(self, module: nn.Module) -> None:
         """Give every parameter the sum of its gradients over all ranks."""
         if self.size == 1:
@@ -53,11 +67,24 @@ class Ranks:
         dist.broadcast(tensor, src=0)
         return float(tensor)
 
+    def leave(self) -> None:
+        """Wait for the others, and part; whoever goes while others listen may bring them down."""
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
 
 def join() -> Ranks:
-    """This process among those that `torchrun` started; alone where it did not."""
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+    """This process among those that `torchrun` started; alone where it did not.
+
+    Each process has a GPU of its own, as "cuda", where there are enough.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Ranks()
+    n_local, n_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if n_gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % n_gpus)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # NCCL speaks of GPUs only, and refuses two processes on one.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if n_gpus >= n_local else "gloo")
     return Ranks(dist.get_rank(), dist.get_world_size())

@@ -7,6 +7,7 @@ reach it. Its increments do not: over an episode they add up to what was gained,
 Shape legend: `N` environments.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,10 +22,10 @@ class ChunkReward:
         total: weight of the environment's own reward, summed over the chunk.
         progress: weight of the rise of its reward, from the chunk before to this one; an episode's
             first chunk has none.
-        success: worth of a success.
+        success: worth of a success, in every chunk that has one; most environments end with it.
 
     Raises:
-        ValueError: nothing is rewarded.
+        ValueError: nothing is rewarded, or a weight is no number.
     """
 
     total: float = 0.0
@@ -32,6 +33,9 @@ class ChunkReward:
     success: float = 1.0
 
     def __post_init__(self):
+        for name in ("total", "progress", "success"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"reward.{name} is {getattr(self, name)}, it must be finite")
         if not (self.total or self.progress or self.success):
             raise ValueError(
                 "reward.total, reward.progress and reward.success are all 0: there is nothing to "

@@ -6,6 +6,7 @@ episode is broken off and counted, and a new one begins.
 Shape legend: `N` environments of this rank, `Ta` executed steps, `Da` action size.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,7 +44,15 @@ class Outcome:
 
 
 class Slots:
-    """The environments of a rank, with their present observations."""
+    """The environments of a rank, with their present observations.
+
+    Attributes:
+        observation: field name -> [N, To, ...] of each slot, in finite numbers.
+        is_playing: [N] bool, whether there is an episode that goes on.
+        accounting: of the episodes.
+        n_quarantined: chunks and starts so far that held something that is no number.
+        seconds: spent in the environments so far.
+    """
 
     def __init__(
         self,
@@ -53,6 +62,7 @@ class Slots:
         seed: int,
         ranks: Ranks,
         group_size: int = 1,
+        is_episodic: bool = False,
     ):
         """Slots in which nothing is played yet.
 
@@ -62,6 +72,7 @@ class Slots:
             seed: of the run.
             ranks: this process among others; their starts differ.
             group_size: so many slots side by side start alike.
+            is_episodic: whether a rollout is one episode in each slot.
 
         Raises:
             ValueError: the slots do not divide into groups.
@@ -72,9 +83,9 @@ class Slots:
                 f"give a multiple"
             )
         self.envs, self.reward, self.seed = envs, reward, seed
-        self.n, self.group_size = envs.num_envs, group_size
+        self.n, self.group_size, self.is_episodic = envs.num_envs, group_size, is_episodic
         self.first = ranks.rank * self.n  # number of the first slot among those of all ranks
-        self.n_quarantined = 0
+        self.n_quarantined, self.seconds = 0, 0.0
         self.restart(0)
 
     def restart(self, turn: int) -> None:
@@ -94,28 +105,22 @@ class Slots:
         Raises:
             ValueError: an environment starts with something that is no number, time and again.
         """
-        for attempt in range(ATTEMPTS):
-            idle = ~self.is_playing
-            if not idle.any():
-                return attempt > 0
-            seeds = [self._start_seed(slot) if idle[slot] else None for slot in range(self.n)]
-            # Gymnasium's stubs forget that a vector env takes one seed per copy.
-            fresh, _ = self.envs.reset(seed=seeds, options={"reset_mask": idle})  # pyright: ignore
-            self.n_begun += idle
-            self.observation = {
-                name: _merged(idle, values, self.observation.get(name))
-                for name, values in fresh.items()
-            }
-            begun = idle & finite_rows(self.observation, self.n)
-            self.n_quarantined += int((idle & ~begun).sum())
-            for slot in np.flatnonzero(begun):
-                self.episodes[slot] = self.accounting.begin()
-            self.is_first |= begun
-            self.is_playing |= begun
+        if self.is_playing.all():
+            return False
+        for _ in range(ATTEMPTS):
+            self._reset(~self.is_playing)
+            if self.is_playing.all():
+                return True
         raise ValueError(
             f"the environment started {ATTEMPTS} times in a row with an observation that is no "
             f"number: look at what its reset returns"
         )
+
+    def cut(self) -> int:
+        """Count the episodes that are going on as ended here; returns how many there are."""
+        for slot in np.flatnonzero(self.is_playing):
+            self.episodes[slot].has_ended = True
+        return int(self.is_playing.sum())
 
     def step(self, actions: np.ndarray) -> Outcome:
         """Execute a chunk [N, Ta, Da] in every slot that plays; `observation` is what followed.
@@ -124,7 +129,9 @@ class Slots:
         next `begin`.
         """
         playing = self.is_playing.copy()
+        before = time.perf_counter()
         observation, rewards, terminated, truncated, infos = self.envs.step(actions)
+        self.seconds += time.perf_counter() - before
         rewards = self.reward(rewards, infos, previous=self.last_reward, is_first=self.is_first)
         is_finite = np.isfinite(rewards) & finite_rows(observation, self.n)
         is_valid = playing & is_finite
@@ -136,15 +143,7 @@ class Slots:
         self.last_reward = np.where(is_finite, infos["last_reward"], 0.0)
         has_ended = (terminated | truncated) & is_valid
         n_executed = np.where(playing, infos["n_executed"], 0)
-        for slot in np.flatnonzero(playing):
-            episode = self.episodes[slot]
-            if not is_finite[slot]:
-                self.accounting.drop(episode)
-                continue
-            episode.reward += float(rewards[slot])
-            episode.length += int(n_executed[slot])
-            episode.is_success |= bool(infos["is_success"][slot])
-            episode.has_ended = bool(has_ended[slot])
+        self._account(playing, is_finite, rewards, n_executed, infos["is_success"], has_ended)
         self.is_playing = is_valid & ~has_ended
         return Outcome(
             rewards=np.where(is_valid, rewards, 0.0),
@@ -153,6 +152,45 @@ class Slots:
             truncated=truncated & ~terminated & is_valid,
             is_valid=is_valid,
         )
+
+    def _reset(self, idle: np.ndarray) -> None:
+        """Begin an episode in the slots [N] that idle, where it starts with numbers."""
+        seeds = [self._start_seed(slot) if idle[slot] else None for slot in range(self.n)]
+        before = time.perf_counter()
+        # Gymnasium's stubs forget that a vector env takes one seed per copy.
+        fresh, _ = self.envs.reset(seed=seeds, options={"reset_mask": idle})  # pyright: ignore
+        self.seconds += time.perf_counter() - before
+        self.n_begun += idle
+        self.observation = {
+            name: _merged(idle, values, self.observation.get(name))
+            for name, values in fresh.items()
+        }
+        begun = idle & finite_rows(self.observation, self.n)
+        self.n_quarantined += int((idle & ~begun).sum())
+        for slot in np.flatnonzero(begun):
+            self.episodes[slot] = self.accounting.begin()
+        self.is_first |= begun
+        self.is_playing |= begun
+
+    def _account(
+        self,
+        playing: np.ndarray,
+        is_finite: np.ndarray,
+        rewards: np.ndarray,
+        n_executed: np.ndarray,
+        is_success: np.ndarray,
+        has_ended: np.ndarray,
+    ) -> None:
+        """Add a chunk, all [N], to the episodes that are playing; drop those that broke."""
+        for slot in np.flatnonzero(playing):
+            episode = self.episodes[slot]
+            if not is_finite[slot]:
+                self.accounting.drop(episode)
+                continue
+            episode.reward += float(rewards[slot])
+            episode.length += int(n_executed[slot])
+            episode.is_success |= bool(is_success[slot])
+            episode.has_ended = bool(has_ended[slot])
 
     def _start_seed(self, slot: int) -> int:
         """Of the next episode in a slot; slots of one group start alike."""

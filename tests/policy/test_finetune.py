@@ -1,6 +1,8 @@
 """The verb: its results in other verbs, exact resumption, collapse, refusals."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -8,18 +10,25 @@ import pytest
 import torch
 
 import policy.finetune as verb
+import policy.finetune_loop as finetune_loop
 from data.record import contract_of
 from data.store import EpisodeStore
 from data.types import ContractError
 from envs.gymnasium_adapter import make
+from policy.agent import NotFiniteError
 from policy.build import from_checkpoint
-from policy.checkpoint import load
+from policy.checkpoint import CheckpointError, load
+from policy.checkpoint_save import save
 from policy.entry import compose_config
 from policy.evaluate import run as evaluate
 from policy.finetune import COLLAPSED
+from policy.finetune_evaluation import Evaluation, Measured
+from policy.finetune_state import TRAINING
 from policy.metrics import read_metrics
 from policy.nets.by_level import ByLevel
+from policy.rl.ranks import Ranks
 from policy.train import prepare
+from policy.train import run as train
 
 SETTINGS = (
     "env=gymnasium",
@@ -91,7 +100,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(checkpoint, tmp_path,
     class Killed(BaseException):
         pass
 
-    plain = verb.iterate
+    plain = finetune_loop.iterate
 
     def iterate(run, *rest):
         if run.iteration == 5:  # One past what was saved last.
@@ -99,10 +108,10 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(checkpoint, tmp_path,
         return plain(run, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(verb, "iterate", iterate)
+        patch.setattr(finetune_loop, "iterate", iterate)
         with pytest.raises(Killed):
             verb.run(configured(checkpoint, part))
-    verb.run(compose_config("finetune", ["checkpoint=x", "env=gymnasium", f"resume={part}"]))
+    verb.run(compose_config("finetune", [f"resume={part}"]))
     lines = [read_metrics(folder / "metrics.jsonl") for folder in (whole, part)]
     for line in (line for run in lines for line in run):
         line.pop("seconds", None)  # The only thing that hangs on the machine.
@@ -116,11 +125,10 @@ def test_a_collapse_ends_at_the_best_policy_with_a_status(
 ):
     out, successes = tmp_path / "tuned", iter([0.9, 0.5, 0.5, 0.5])
 
-    def measured(run):
-        success = next(successes)
-        return {"success": success, "success_interval": (0.0, 1.0), "score": 0.0}
+    def measured(evaluation, policy):
+        return Measured(next(successes), (0.0, 1.0), 0.0, 0.0, (0.0, 0.0))
 
-    monkeypatch.setattr(verb.Run, "evaluate", measured)
+    monkeypatch.setattr(Evaluation, "__call__", measured)
     settings = ["optimizer.lr=0.1", "effort.max_kl=null", "env_steps=7200"]
     assert verb.run(configured(checkpoint, out, *settings)) == COLLAPSED
     message = capsys.readouterr()
@@ -128,6 +136,83 @@ def test_a_collapse_ends_at_the_best_policy_with_a_status(
     assert "collapsed 3 times" in message.err
     for name, value in weights(checkpoint).items():
         assert torch.equal(value, weights(out)[name])
+
+
+def test_what_gave_up_is_not_resumed(checkpoint, tmp_path, monkeypatch):
+    out, successes = tmp_path / "tuned", iter([0.9, 0.5])
+
+    def measured(evaluation, policy):
+        return Measured(next(successes), (0.0, 1.0), 0.0, 0.0, (0.0, 0.0))
+
+    monkeypatch.setattr(Evaluation, "__call__", measured)
+    assert verb.run(configured(checkpoint, out, "guard.max_rollbacks=0")) == COLLAPSED
+    with pytest.raises(ValueError, match=r"gave up after 1 collapses.*checkpoint="):
+        verb.run(compose_config("finetune", [f"resume={out}"]))
+
+
+def test_a_collapse_in_evaluation_is_undone(checkpoint, tmp_path, monkeypatch, capsys):
+    plain, calls = Evaluation.__call__, []
+
+    def measured(evaluation, policy):
+        calls.append(policy)
+        if len(calls) == 2:
+            raise NotFiniteError("a prediction is not finite")
+        return plain(evaluation, policy)
+
+    monkeypatch.setattr(Evaluation, "__call__", measured)
+    assert verb.run(configured(checkpoint, tmp_path / "tuned")) == 0
+    assert "a prediction is not finite; back to the best policy" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_predicts_no_numbers_is_refused(checkpoint, tmp_path, monkeypatch):
+    def measured(evaluation, policy):
+        raise NotFiniteError("a prediction is not finite")
+
+    monkeypatch.setattr(Evaluation, "__call__", measured)
+    with pytest.raises(NotFiniteError):
+        verb.run(configured(checkpoint, tmp_path / "tuned"))
+
+
+def test_without_success_the_return_tells_the_best(checkpoint, tmp_path, monkeypatch):
+    out, totals = tmp_path / "tuned", iter([-100.0, -90.0, -80.0, -99.9])
+
+    def measured(evaluation, policy):
+        return Measured(0.0, (0.0, 1.0), 0.0, next(totals), (-100.0, -80.0))
+
+    monkeypatch.setattr(Evaluation, "__call__", measured)
+    assert verb.run(configured(checkpoint, out, "evaluation.measure=return")) == 0
+    assert load(out).step == 4
+    assert (out / "learning.png").exists()
+
+
+@pytest.mark.parametrize("found_on", [True, False])
+def test_what_one_process_finds_no_number_all_undo(found_on, checkpoint, tmp_path, monkeypatch):
+    """Neither of two processes may go on alone: it would wait for the other for ever."""
+    this = verb.start(configured(checkpoint, tmp_path / "tuned"), Ranks())
+    this.ranks = OneFails()
+    if found_on:
+        with torch.no_grad():
+            next(this.policies.tuned.net.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="no numbers"):
+        finetune_loop.play_chunks(this)
+    this.slots.envs.close()
+
+
+class OneFails(Ranks):
+    """As if another process had set every flag."""
+
+    def any(self, flag):
+        return True
+
+
+def test_a_rollout_without_a_number_is_refused(checkpoint, tmp_path, monkeypatch):
+    this = verb.start(configured(checkpoint, tmp_path / "tuned"), Ranks())
+    plain = this.slots.step
+    nothing = np.zeros(this.slots.n, bool)
+    monkeypatch.setattr(this.slots, "step", lambda a: replace(plain(a), is_valid=nothing))
+    with pytest.raises(ValueError, match=r"all 12 chunks of iteration 0"):
+        finetune_loop.play_chunks(this)
+    this.slots.envs.close()
 
 
 def test_numbers_that_are_none_are_a_collapse(checkpoint, tmp_path):
@@ -151,10 +236,84 @@ def test_steps_that_do_not_learn_keep_their_network(checkpoint, tmp_path):
         torch.testing.assert_close(bound, policy(x, level, cond))
 
 
+def test_what_was_tuned_in_part_can_be_tuned_again(checkpoint, tmp_path):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    verb.run(configured(checkpoint, once, "decided.n_tuned=1", "env_steps=24"))
+    for settings, depth in ((["env_steps=24"], 1), (["env_steps=24", "decided.n_tuned=2"], 2)):
+        out = twice / str(depth)
+        verb.run(configured(once, out, *settings))
+        net = from_checkpoint(load(out)).net
+        for _ in range(depth):
+            assert isinstance(net, ByLevel)
+            net = net.low
+        assert not isinstance(net, ByLevel)
+
+
+def test_training_does_not_go_on_from_what_was_tuned(checkpoint, tmp_path):
+    out = tmp_path / "tuned"
+    verb.run(configured(checkpoint, out, "env_steps=12"))
+    cfg = compose_config("train", [f"resume={out}"])
+    with pytest.raises(CheckpointError, match=r"tuned by reward.*cadence finetune resume="):
+        train(cfg)
+
+
+def test_a_run_is_resumed_by_any_of_its_folders_but_with_its_checkpoint_only(checkpoint, tmp_path):
+    base, out = tmp_path / "base", tmp_path / "tuned"
+    shutil.copytree(checkpoint, base, symlinks=True)
+    verb.run(configured(base, out, "env_steps=12"))
+    for path in (out, out / TRAINING, load(out).path, load(out / TRAINING).path):
+        this = verb.resume(path, Ranks())
+        this.slots.envs.close()
+        assert (this.out, this.iteration, this.env_steps) == (out, 1, 12)
+    with pytest.raises(ValueError, match="ran in 1 processes, not 2"):
+        verb.resume(out, Ranks(0, 2))
+    # The base is trained anew, on the same demonstrations.
+    other = from_checkpoint(load(base))
+    with torch.no_grad():
+        next(other.net.parameters()).add_(1.0)
+    loaded = load(base)
+    save(
+        base,
+        step=loaded.step,
+        policy=other,
+        contract=loaded.contract,
+        horizons=loaded.horizons,
+        config=loaded.config,
+        trainer={},
+        seconds=0.0,
+        store_digest=loaded.store_digest,
+        versions=loaded.versions,
+        keep=1,
+    )
+    with pytest.raises(ValueError, match=r"is not what .* was tuned from"):
+        verb.resume(out, Ranks())
+
+
+def test_no_other_run_is_resumed(checkpoint):
+    with pytest.raises(CheckpointError, match="no fine-tuning run: go on with cadence train"):
+        verb.resume(checkpoint, Ranks())
+
+
+def test_a_run_that_was_killed_at_once_goes_on(checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "tuned"
+
+    def iterate(run, *rest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune_loop, "iterate", iterate)
+        with pytest.raises(KeyboardInterrupt):
+            verb.run(configured(checkpoint, out, "env_steps=12"))
+    shutil.rmtree(out / TRAINING)  # As if it had been killed between the two.
+    assert verb.run(compose_config("finetune", [f"resume={out}"])) == 0
+    lines = read_metrics(out / "metrics.jsonl")
+    assert [line["step"] for line in lines if "success" in line] == [0, 1]
+
+
 @pytest.mark.parametrize("objective", ["dppo", "grpo", "awm", "awr", "rwr", "gaussian_ppo"])
 def test_every_objective_trains(checkpoint, tmp_path, objective):
     settings = [f"objective={objective}", "env_steps=24", "effort.epochs=0.5"]
-    if objective in ("grpo", "rwr"):
+    if objective == "grpo":
         settings.append("advantage.group_size=2")
     if objective == "gaussian_ppo":  # It brings a chain of its own, which SETTINGS replaced.
         settings.append("chain.sigmas=[2.0,0.0]")
@@ -171,6 +330,12 @@ def test_every_objective_trains(checkpoint, tmp_path, objective):
         (["reward.total=0"], "nothing to learn from"),
         (["reward.total=0", "reward.success=1"], "none of the first"),
         (["env_steps=null"], "env_steps=... or minutes"),
+        (["optimizer.lr=0"], "optimizer.lr is 0"),
+        (["chain.sigmas=[2.0,abc,0.0]"], r"chain.sigmas is .*abc"),
+        (["evaluation.every=0"], "evaluation.every is 0"),
+        (["evaluation.rows=0"], "evaluation.rows is 0"),
+        (["evaluation.measure=score"], "measure is 'score', choose success or return"),
+        ([f"evaluation.seed={2**30}"], "beyond are the starts of training"),
         (["objective=grpo", "advantage.group_size=4"], "does not divide into groups of 4"),
     ],
 )

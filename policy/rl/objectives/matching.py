@@ -4,15 +4,16 @@
 
 `AdvantageWeightedMatching` (AWM) takes -error for a log-probability and the clipped surrogate of
 PPO; `WeightedRegression` weighs the error with exp(advantage / temperature): AWR with advantages
-of a critic, RWR with returns.
+of a critic, RWR with the rewards to come (`policy.rl.returns.RewardToGo`).
 
 Sources: Xue et al. 2025, AWM, arXiv:2509.25050, equations 9 to 12; Peng et al. 2019, AWR,
-arXiv:1910.00177, algorithm 1; Peters and Schaal 2007, RWR.
+arXiv:1910.00177, algorithm 1; Peters and Schaal 2007, RWR, equation 4, as in the DRWR of Ren et al.
+2024, DPPO, arXiv:2409.00588, appendix.
 
 Differences from the papers: one noise level for the whole chunk, spread evenly in its logarithm
 (stratified over the draws of a chunk) between `sigma_min` and `sigma_max`; w is EDM's, whatever the
-network predicts, up to a cap; AWM's second divergence, from a slow average
-of the policy, is left out.
+network predicts, up to a cap; AWM's second divergence, from a slow average of the policy, is left
+out; AWR and RWR learn from the newest rollout alone, where AWR's paper keeps a store of older ones.
 
 Shape legend: `T` chunks in a row, `N` environments, `M` items of a minibatch, `Tp` actions of a
 chunk, `Da` action size, `C` condition size.
@@ -29,7 +30,7 @@ from policy.diffusion.precond import EDM, loss_weight
 from policy.rl.chain import Kernel
 from policy.rl.objectives.objective import Items, Prepared, Terms
 from policy.rl.rollout import Rollout
-from policy.types import Denoiser, Generator
+from policy.types import ChunkSpace, Denoiser, Generator
 
 ROWS = 1024  # of a call without gradients
 
@@ -62,25 +63,30 @@ class Matching:
                 f"{self.sigma_max}: need 0 < sigma_min < sigma_max"
             )
 
+    def check(self, space: ChunkSpace) -> None:
+        """Raise ValueError where it would learn at a level that was not trained."""
+        space.check_start(self.sigma_max, name="objective.sigma_max")
+        space.check_end(self.sigma_min, setting="objective.sigma_min")
+
     def draw(self, rollout: Rollout, generator: Generator) -> Prepared:
         """Levels "sigma" [T, N, draws] and noise "eps" [T, N, draws, Tp, Da] of each chunk."""
         t, n = rollout.shape
-        noise = randn((n, t, self.draws, 1 + rollout.x[0, 0, 0].numel()), generator)
+        noise = randn((n, t, self.draws, 1 + rollout.x_final[0, 0].numel()), generator)
         share = torch.special.ndtr(noise[..., 0])  # Even in 0..1.
         strata = torch.arange(self.draws, device=noise.device)
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         sigma = torch.exp(low + (strata + share) / self.draws * (high - low))
-        eps = noise[..., 1:].unflatten(-1, rollout.x.shape[-2:])
+        eps = noise[..., 1:].unflatten(-1, rollout.x_final.shape[-2:])
         return {"sigma": sigma.transpose(0, 1), "eps": eps.transpose(0, 1)}
 
     def errors(self, denoiser: Denoiser, items: Items) -> Tensor:
         """Weighted squared error [M] of the executed actions, their mean."""
         x0_hat = self.predict(denoiser, items)
-        return self.distance(x0_hat, items.executed_chunk, items)
+        return self.distance(x0_hat, items.x_final, items)
 
     def predict(self, denoiser: Denoiser, items: Items) -> Tensor:
         """x0_hat [M, Tp, Da] of the items' noisy chunks."""
-        x0 = items.executed_chunk
+        x0 = items.x_final
         sigma = items.before("sigma")[:, None].expand(x0.shape[:2])
         return denoiser(x0 + sigma[..., None] * items.before("eps"), sigma, items.cond)
 
@@ -130,7 +136,7 @@ class AdvantageWeightedMatching(Matching):
         """Draws of each chunk, and their "error" [T, N, draws] before the update."""
         drawn = self.draw(rollout, generator)
         t, n = rollout.shape
-        index = torch.arange(t * n * self.draws, device=rollout.x.device)
+        index = torch.arange(t * n * self.draws, device=rollout.x_final.device)
         parts = [
             self.errors(denoiser, Items.at(part, rollout, self.draws, drawn))
             for part in index.split(ROWS)
@@ -142,13 +148,13 @@ class AdvantageWeightedMatching(Matching):
     ) -> Terms:
         """Sums over a minibatch of noisy chunks."""
         x0_hat = self.predict(denoiser, items)
-        error = self.distance(x0_hat, items.executed_chunk, items)
+        error = self.distance(x0_hat, items.x_final, items)
         log_ratio = items.before("error") - error
         ratio = log_ratio.exp()
         advantage = items.advantage.clamp(-self.max_advantage, self.max_advantage)
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)
-        loss = -(surrogate * items.is_valid).sum()
+        loss = -surrogate
         metrics = {
             "kl": ratio - 1 - log_ratio,
             "clipped": ((ratio - 1).abs() > self.clip).to(ratio),
@@ -159,9 +165,9 @@ class AdvantageWeightedMatching(Matching):
             with torch.no_grad():
                 other = self.predict(reference, items)
             divergence = self.distance(x0_hat, other, items)
-            loss = loss + self.kl_weight * (divergence * items.is_valid).sum()
+            loss = loss + self.kl_weight * divergence
             metrics["kl_to_start"] = divergence
-        return Terms.of(loss, metrics, items.is_valid)
+        return Terms.of(loss, metrics)
 
 
 @dataclass(frozen=True)
@@ -203,5 +209,4 @@ class WeightedRegression(Matching):
         """Sums over a minibatch of noisy chunks."""
         error = self.errors(denoiser, items)
         weight = (items.advantage / self.temperature).exp().clamp(max=self.max_ratio)
-        loss = (weight * error * items.is_valid).sum()
-        return Terms.of(loss, {"error": error, "weight": weight}, items.is_valid)
+        return Terms.of(weight * error, {"error": error, "weight": weight})

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from policy.rl.chain import Kernel
 from policy.rl.rollout import Rollout
-from policy.types import Denoiser, Generator
+from policy.types import ChunkSpace, Denoiser, Generator
 
 # Name -> [T, N, items, ...], what is known of each item before the first step of an update.
 Prepared = Mapping[str, Tensor]
@@ -20,7 +20,7 @@ Prepared = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Items:
-    """A minibatch: chunks of a rollout, each with the number of a decision or of a noise draw.
+    """A minibatch: valid chunks of a rollout, each with the number of a decision or a noise draw.
 
     Args:
         rollout: that they are of.
@@ -58,9 +58,9 @@ class Items:
         return self.rollout.cond[self.t, self.n]
 
     @property
-    def executed_chunk(self) -> Tensor:
+    def x_final(self) -> Tensor:
         """Chunks [M, Tp, Da] that were played."""
-        return self.rollout.x[self.t, self.n, -1]
+        return self.rollout.x_final[self.t, self.n]
 
     def chunk(self, decision: Tensor) -> Tensor:
         """Chunks [M, Tp, Da] before a decision [M]; before the one past the last: the result."""
@@ -77,11 +77,6 @@ class Items:
         assert self.advantages is not None
         return self.advantages[self.t, self.n]
 
-    @property
-    def is_valid(self) -> Tensor:
-        """Whether each item's chunk is valid [M] bool."""
-        return self.rollout.is_valid[self.t, self.n]
-
     def before(self, name: str) -> Tensor:
         """What was prepared of each item [M, ...]."""
         return self.prepared[name][self.t, self.n, self.number]
@@ -89,23 +84,20 @@ class Items:
 
 @dataclass(frozen=True)
 class Terms:
-    """Sums over a minibatch.
+    """Sums over a minibatch, which may be empty.
 
     Args:
-        loss: a scalar to be minimised, over the number of valid items.
-        metrics: name -> scalar sum over the valid items; "kl" may end an update early.
-        count: number of valid items.
+        loss: a scalar to be minimised, over the number of items.
+        metrics: name -> scalar sum; "kl" may end an update early.
     """
 
     loss: Tensor
     metrics: Mapping[str, Tensor]
-    count: Tensor
 
     @classmethod
-    def of(cls, loss: Tensor, metrics: Mapping[str, Tensor], is_valid: Tensor) -> Self:
-        """Terms from metrics [M] of each item."""
-        sums = {name: (values.detach() * is_valid).sum() for name, values in metrics.items()}
-        return cls(loss, sums, is_valid.sum())
+    def of(cls, loss: Tensor, metrics: Mapping[str, Tensor]) -> Self:
+        """Terms from a loss [M] and metrics [M] of each item."""
+        return cls(loss.sum(), {name: each.detach().sum() for name, each in metrics.items()})
 
 
 class Objective(Protocol):
@@ -116,6 +108,10 @@ class Objective(Protocol):
 
     is_signed: bool
     kl_weight: float
+
+    def check(self, space: ChunkSpace) -> None:
+        """Raise ValueError where it would learn at a level that was not trained."""
+        ...
 
     def n_items(self, rollout: Rollout) -> int:
         """Items of a chunk: decisions, or noise draws."""

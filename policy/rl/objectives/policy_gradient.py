@@ -29,7 +29,7 @@ from policy.diffusion.likelihood import step_entropy, step_kl
 from policy.rl.chain import Kernel
 from policy.rl.objectives.objective import Items, Prepared, Terms
 from policy.rl.rollout import Rollout
-from policy.types import Denoiser, Generator
+from policy.types import ChunkSpace, Denoiser, Generator
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ class PolicyGradient:
         if not self.kl_weight >= 0:
             raise ValueError(f"objective.kl_weight is {self.kl_weight}, it must be at least 0")
 
+    def check(self, space: ChunkSpace) -> None:
+        """Nothing: its levels are the chain's."""
+
     def n_items(self, rollout: Rollout) -> int:
         """Decisions of a chunk."""
         return len(rollout.decided)
@@ -88,7 +91,7 @@ class PolicyGradient:
         advantage = items.advantage * self.gamma_denoising ** (kernel.n_steps - 1 - step)
         clipped = torch.minimum(torch.maximum(ratio, 1 - clip), 1 + clip)
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)
-        loss = -(surrogate * items.is_valid).sum()
+        loss = -surrogate
         judged = kernel.judged_std(std.detach(), step)
         metrics = {
             "kl": ratio - 1 - log_ratio,  # Schulman, "Approximating KL divergence", 2020: k3.
@@ -100,9 +103,9 @@ class PolicyGradient:
             with torch.no_grad():
                 other, _ = kernel.moments(reference, x, items.cond, step)
             divergence = (step_kl(mean, other, judged) * counted).sum(dim=-1)
-            loss = loss + self.kl_weight * (divergence * items.is_valid).sum()
+            loss = loss + self.kl_weight * divergence
             metrics["kl_to_start"] = divergence
-        return Terms.of(loss, metrics, items.is_valid)
+        return Terms.of(loss, metrics)
 
     def clips(self, n_steps: int) -> Tensor:
         """Clip range [K] of each step; exponential as in DPPO, with its rate of 3."""

@@ -13,6 +13,7 @@ from policy.diffusion.precond import EDM
 from policy.model import DiffusionPolicy
 from policy.nets.encoders import StateEncoder
 from policy.nets.mlp import ResidualMLP
+from policy.rl.behaviour import Behaviour
 from policy.rl.ranks import Ranks
 from policy.rl.reward import ChunkReward
 from policy.rl.slots import Slots
@@ -75,7 +76,12 @@ def make_policy(seed=0):
     return policy.eval()
 
 
-def make_slots(n=3, *, seed=0, ranks=None, group_size=1, reward=None, **settings):
+def make_behaviour(policy, kernel, *, decided=None):
+    n = kernel.n_steps
+    return Behaviour(policy, kernel, [policy] * n, decided or range(n), HORIZONS)
+
+
+def make_slots(n=3, *, seed=0, ranks=None, group_size=1, is_episodic=None, reward=None, **settings):
     envs = make_vec(
         partial(Walk, **{"n_steps": 5, **settings}), n, horizons_obs=1, horizons_action=2
     )
@@ -85,4 +91,5 @@ def make_slots(n=3, *, seed=0, ranks=None, group_size=1, reward=None, **settings
         seed=seed,
         ranks=ranks or Ranks(),
         group_size=group_size,
+        is_episodic=group_size > 1 if is_episodic is None else is_episodic,
     )

@@ -86,6 +86,24 @@ def test_drawn_steps_have_the_density_that_the_moments_say(explore_std):
     assert kernel.has_noise(2) == is_last_drawn
 
 
+def test_steps_are_judged_by_no_narrower_normal_than_asked_for():
+    # On the variance-preserving scale, as the floor of exploration.
+    kernel = Kernel([2.0, 0.7, 0.0], explore_std=0.05, likelihood_std=0.3)
+    x, mean = torch.randn(2, 2, 4, 2)
+    std = torch.tensor([[0.05], [5.0]])[:, None].expand(2, 4, 1)
+    step = torch.tensor([0, 0])
+    judged = torch.tensor([0.3 * math.sqrt(1 + 0.7**2), 5.0])[:, None, None].expand(2, 4, 1)
+    log_prob = kernel.log_prob(x, mean, std, step=step)
+    torch.testing.assert_close(log_prob, step_log_prob(x, mean, judged))
+
+
+def test_predictions_are_clipped():
+    kernel = Kernel([2.0, 0.7, 0.0], clip=0.5)
+    x, cond, step = 100 * torch.randn(8, 4, 2), torch.randn(8, 2), torch.ones(8, dtype=torch.long)
+    mean, _ = kernel.moments(linear(0.3, 0.5), x, cond, step)  # The last step's is x0_hat.
+    assert float(mean.abs().max()) == 0.5
+
+
 def test_steps_of_other_numbers_share_a_batch():
     kernel = Kernel([2.0, 0.7, 0.2, 0.0])
     x, cond, step = torch.randn(3, 4, 2), torch.randn(3, 2), torch.tensor([2, 0, 1])
@@ -96,13 +114,14 @@ def test_steps_of_other_numbers_share_a_batch():
         torch.testing.assert_close(std[i : i + 1], one[1])
 
 
-def test_without_start_noise_one_step_is_a_gaussian_policy_round_the_prediction():
-    kernel = Kernel([20.0, 0.0], start_std=0.0, explore_std=0.1)
-    cond = torch.randn(1, 2, dtype=F64).expand(100_000, -1)
+def test_one_step_is_a_gaussian_policy_round_the_prediction():
+    kernel = Kernel([20.0, 0.0], explore_std=0.1)
+    cond = torch.randn(1, 2).expand(100_000, -1)
     generator = torch.Generator().manual_seed(0)
-    x = kernel.draw([linear(0.3, 0.5)], cond.float(), shape=(1, 2), generator=generator).x[:, -1, 0]
+    # A prediction that does not depend on the noise that it starts from.
+    x = kernel.draw([linear(0.0, 0.5)], cond, shape=(1, 2), generator=generator).x[:, -1, 0]
     error = 5 * 0.1 / math.sqrt(len(x))  # Five standard errors.
-    torch.testing.assert_close(x.mean(0).double(), 0.5 * cond[0], rtol=0, atol=error)
+    torch.testing.assert_close(x.mean(0), 0.5 * cond[0], rtol=0, atol=error)
     torch.testing.assert_close(x.std(0), torch.full((2,), 0.1), rtol=0, atol=error)
 
 
@@ -121,7 +140,6 @@ def test_which_actions_count():
         ({"explore_std": 1e-4}, "chain.explore_std is 0.0001"),
         ({"likelihood_std": 2.0}, "chain.likelihood_std is 2.0"),
         ({"eta": 1.5}, "chain.eta is 1.5"),
-        ({"start_std": -1.0}, "chain.start_std is -1.0"),
         ({"clip": 0.0}, "chain.clip is 0.0"),
         ({"eta": 0.0, "explore_std": 0.0}, "no step of the chain is drawn"),
         ({"sigmas": [1.0, 2.0, 0.0]}, "must decrease"),
@@ -146,7 +164,8 @@ def test_the_policy_gradient_is_that_of_finite_differences():
         generator = torch.Generator().manual_seed(seed)
         torch.set_default_dtype(F64)
         try:
-            state, total, chains, rewards = torch.zeros(n_episodes, 1), 0.0, [], []
+            state, total = torch.zeros(n_episodes, 1), torch.zeros(n_episodes)
+            chains, rewards = [], []
             for _ in range(2):
                 denoiser = linear(theta[0], theta[1])
                 drawn = kernel.draw([denoiser] * 3, state, shape=(1, 1), generator=generator)

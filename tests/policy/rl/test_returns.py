@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from policy.rl.ranks import Ranks
-from policy.rl.returns import GroupRelative, gae, group_relative, rewards_to_go, standardise
+from policy.rl.returns import (
+    Critical,
+    GroupRelative,
+    RewardToGo,
+    gae,
+    group_relative,
+    rewards_to_go,
+    standardise,
+)
+from policy.rl.rollout import Rollout
 
 NO = torch.zeros(3, 1, dtype=torch.bool)
 
@@ -59,8 +68,58 @@ def test_rewards_to_go_stop_at_the_end_of_an_episode():
 
 def test_a_group_is_compared_with_itself_alone():
     returns = torch.tensor([1.0, 3.0, 10.0, 10.0])
-    relative = group_relative(returns, group_size=2)
+    relative = group_relative(returns, torch.ones(4, dtype=torch.bool), group_size=2)
     torch.testing.assert_close(relative, torch.tensor([-1.0, 1.0, 0.0, 0.0]))
+
+
+def rollout_of(rewards, is_valid, terminated):
+    """A rollout of which nothing matters but what became of its chunks, each [T, N]."""
+    rewards, is_valid, terminated = map(torch.tensor, (rewards, is_valid, terminated))
+    nothing = torch.zeros(0)
+    return Rollout(
+        cond=nothing,
+        features=nothing,
+        next_features=nothing,
+        x=nothing,
+        log_prob=nothing,
+        x_final=nothing,
+        executed=nothing,
+        rewards=rewards,
+        terminated=terminated.bool(),
+        truncated=torch.zeros_like(terminated).bool(),
+        is_valid=is_valid.bool(),
+        decided=nothing,
+    )
+
+
+def test_an_episode_that_was_broken_off_is_left_out_of_its_group():
+    # A group of three: one ended at once with 1, one goes on without, one broke in chunk 1.
+    rollout = rollout_of(
+        rewards=[[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]],
+        is_valid=[[1, 1, 1], [0, 1, 0]],
+        terminated=[[1, 0, 0], [0, 0, 0]],
+    )
+    advantages = GroupRelative(group_size=3, gamma=1.0)(rollout, NO, NO)
+    torch.testing.assert_close(advantages, torch.tensor([[1.0, -1.0, 0.0], [0.0, -1.0, 0.0]]))
+
+
+def test_rewards_to_come_are_those_of_each_chunk():
+    rollout = rollout_of(
+        rewards=[[0.0, 1.0], [4.0, 0.0]], is_valid=[[1, 1], [1, 0]], terminated=[[0, 1], [1, 0]]
+    )
+    advantages = RewardToGo(gamma=0.5)(rollout, NO, NO)
+    torch.testing.assert_close(advantages, torch.tensor([[2.0, 1.0], [4.0, 0.0]]))
+
+
+@pytest.mark.parametrize("make", [Critical, GroupRelative, RewardToGo])
+def test_a_discount_above_one_is_refused(make):
+    with pytest.raises(ValueError, match=r"advantage.gamma is 1.5"):
+        make(gamma=1.5)
+
+
+def test_a_decay_below_zero_is_refused():
+    with pytest.raises(ValueError, match=r"advantage.lam is -1"):
+        Critical(lam=-1)
 
 
 def test_a_group_of_one_is_refused():
