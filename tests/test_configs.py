@@ -48,6 +48,13 @@ def test_recipe_composes_and_brings_its_environment(path):
     assert compose_config("finetune", [f"recipe={path.stem}"]).env
 
 
+def test_what_an_objective_needs_of_the_chain_outweighs_a_recipe():
+    cfg = compose_config("finetune", ["recipe=pillar_poor", "objective=awr"])
+    assert cfg.chain.explore_std == 0  # Imitated noise would add up.
+    assert len(cfg.chain.sigmas) == 6
+    assert cfg.num_envs == 32
+
+
 @pytest.mark.parametrize("path", PLUG_INS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_targets_exist(path: Path):
     for target in targets(OmegaConf.load(path)):
