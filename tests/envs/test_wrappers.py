@@ -56,7 +56,13 @@ def test_chunk_sums_rewards_and_keeps_the_largest():
     observation, reward, terminated, truncated, info = env.step(actions)
     assert counts(observation) == [2, 3]
     assert reward == 1.0 + 3.0 - 2.0
-    assert info == {"n_executed": 3, "max_reward": 3.0, "is_success": True, "mode": 1}
+    assert info == {
+        "n_executed": 3,
+        "max_reward": 3.0,
+        "last_reward": -2.0,
+        "is_success": True,
+        "mode": 1,
+    }
     assert not terminated
     assert not truncated
     np.testing.assert_array_equal(env.unwrapped.actions, actions)
@@ -70,7 +76,13 @@ def test_end_of_the_episode_cuts_the_chunk_short_and_further_steps_do_nothing():
     assert (reward, terminated, info["n_executed"]) == (0.5, True, 2)
     again, reward, terminated, _, info = env.step(np.zeros((3, 2)))
     assert (reward, terminated) == (0.0, True)
-    assert info == {"n_executed": 0, "max_reward": -np.inf, "is_success": False, "mode": 1}
+    assert info == {
+        "n_executed": 0,
+        "max_reward": -np.inf,
+        "last_reward": 0.0,
+        "is_success": False,
+        "mode": 1,
+    }
     np.testing.assert_array_equal(again["count"], last["count"])
 
 
