@@ -41,8 +41,6 @@ TUNING_MODULES = (
     "policy.nets.",
     "policy.guard",
     "torch.optim.",
-    "envs.",
-    "gymnasium.",
 )
 
 
@@ -89,9 +87,9 @@ def start(cfg: DictConfig, ranks: Ranks) -> Run:
     refuse_occupied(cfg, verb="fine-tuning")
     this = prepare(cfg.copy(), Path(), ranks)
     try:
-        check_targets(this.cfg, TUNING_MODULES)
+        check_resumable(this.cfg)
     except CheckpointError:
-        print(f"note: this run cannot be resumed, for env {cfg.env._target_} is not of cadence")
+        print("note: this run cannot be resumed, for its environment is not of cadence")
     this.out = out_dir(cfg, "finetune")
     return this
 
@@ -113,7 +111,7 @@ def resume(path: Path, ranks: Ranks) -> Run:
         )
     cfg = OmegaConf.create(saved.config[FINETUNE])
     assert isinstance(cfg, DictConfig)
-    check_targets(cfg, TUNING_MODULES)
+    check_resumable(cfg)
     run = prepare(cfg, out, ranks)
     state = load_trainer(saved)
     if state["base"] != run.base:
@@ -135,6 +133,29 @@ def resume(path: Path, ranks: Ranks) -> Run:
     run.seconds, run.best = saved.seconds, load_trainer(load(out))
     run.slots.restart(run.iteration)
     return run
+
+
+def check_resumable(cfg: DictConfig) -> None:
+    """Raise CheckpointError where a run's configuration would build or import what is not ours.
+
+    It may come from a stranger. An id such as "module:Name-v0" makes Gymnasium import the module.
+    """
+    rest = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "env"])
+    check_targets(rest, TUNING_MODULES)
+    node = cfg.env
+    while isinstance(node, DictConfig):
+        # The environment that another one wraps is looked at by itself.
+        inner = {str(name): part for name, part in node.items() if name not in ("_target_", "env")}
+        check_targets(OmegaConf.create(inner), ("envs.",))
+        if node.get("_target_") != "gymnasium.make":
+            check_targets(OmegaConf.create({"_target_": node.get("_target_")}), ("envs.",))
+        name = node.get("id", "")
+        if not isinstance(name, str) or (":" in name and not name.startswith("envs.")):
+            raise CheckpointError(
+                f"the checkpoint wants to import the environment {name!r}, it may name those of "
+                f"cadence and of Gymnasium only: do not trust this file"
+            )
+        node = node.get("env")
 
 
 def conclude(this: Run) -> None:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "net"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-LARGE = 5_000_000  # weights
+LARGE = 6_000_000  # weights
 B, TP, DA, C = 3, 16, 2, 6
 
 

@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import policy.finetune as verb
 import policy.finetune_loop as finetune_loop
@@ -21,7 +22,7 @@ from policy.checkpoint import CheckpointError, load
 from policy.checkpoint_save import save
 from policy.entry import compose_config
 from policy.evaluate import run as evaluate
-from policy.finetune import COLLAPSED
+from policy.finetune import COLLAPSED, check_resumable
 from policy.finetune_evaluation import Evaluation, Measured
 from policy.finetune_state import TRAINING
 from policy.metrics import read_metrics
@@ -364,3 +365,31 @@ def test_an_environment_whose_rewards_are_no_numbers_is_refused(checkpoint, tmp_
     cfg = configured(checkpoint, tmp_path / "tuned", "env.id=cadence/Odd-v0")
     with pytest.raises(ValueError, match="rewards that are no numbers"):
         verb.run(cfg)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"_target_": "gymnasium.make", "id": "antigravity:Name-v0"},
+        {"_target_": "envs.gymnasium_adapter.make", "id": "antigravity:Name-v0"},
+        {"_target_": "gymnasium.envs.registration.load_env_creator", "name": "os:getcwd"},
+        {"_target_": "gymnasium.make", "id": "Pendulum-v1", "x": {"_target_": "os.getcwd"}},
+        {"_target_": "envs.tell_task.make", "env": {"_target_": "os.getcwd"}},
+        {"_target_": "envs.metaworld.make", "tasks": [{"_target_": "os.getcwd"}]},
+    ],
+)
+def test_a_strangers_run_neither_builds_nor_imports_what_is_not_ours(env):
+    with pytest.raises(CheckpointError, match="wants to"):
+        check_resumable(OmegaConf.create({"env": env}))
+
+
+@pytest.mark.parametrize("env", ["pillar", "gym_pusht", "metaworld_10"])
+def test_runs_in_our_environments_are_resumable(env):
+    check_resumable(compose_config("finetune", [f"env={env}", "checkpoint=x"]))
+
+
+def test_runs_in_environments_of_gymnasium_and_told_ones_are_resumable():
+    plain = ["checkpoint=x", "env=gymnasium", "env.id=Hopper-v5"]
+    check_resumable(compose_config("finetune", plain))
+    told = ["checkpoint=x", "env=told", "env@env.env=pillar", "task=a", "env.tasks=[a,b]"]
+    check_resumable(compose_config("finetune", told))

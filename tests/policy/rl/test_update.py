@@ -196,23 +196,13 @@ def test_only_executed_actions_are_matched_and_no_level_weighs_too_much():
     torch.testing.assert_close(distance, torch.full_like(distance, 9.0 * 2.0**2))
 
 
-def test_the_divergence_from_the_start_draws_back_to_it():
+@pytest.mark.parametrize("kind", [PolicyGradient, AdvantageWeightedMatching])
+def test_the_divergence_from_the_start_draws_back_to_it(kind):
     policy, base = make_policy(), make_policy()
     with torch.no_grad():
         policy.net.get_parameter("out.bias").add_(0.3)
     rollout = play(policy)
-    objective = PolicyGradient(kl_weight=1.0)
-    items = all_items(objective, policy, rollout, torch.zeros_like(rollout.rewards))
-    objective(policy, base, items, kernel=KERNEL).loss.backward()
-    _check_draws_back(policy)
-
-
-def test_matching_draws_back_to_the_start_too():
-    policy, base = make_policy(), make_policy()
-    with torch.no_grad():
-        policy.net.get_parameter("out.bias").add_(0.3)
-    rollout = play(policy)
-    objective = AdvantageWeightedMatching(kl_weight=1.0)
+    objective = kind(kl_weight=1.0)
     items = all_items(objective, policy, rollout, torch.zeros_like(rollout.rewards))
     objective(policy, base, items, kernel=KERNEL).loss.backward()
     _check_draws_back(policy)
