@@ -1,8 +1,10 @@
-"""Any registered Gymnasium environment with continuous actions."""
+"""Any registered Gymnasium environment with continuous actions; MuJoCo tasks get an expert."""
 
 import gymnasium
+from gymnasium.envs.mujoco import MujocoEnv
 
 from envs.adapter import Adapter
+from envs.planned import Planned
 
 
 def make(
@@ -29,7 +31,8 @@ def make(
         env = gymnasium.make(id, render_mode=render_mode, **kwargs)
     except gymnasium.error.Error as error:
         raise ValueError(f"env.id={id} cannot be made: {error}") from error
-    return Adapter(env, control_dt=control_dt or _control_dt(env, id), task=id)
+    adapted = Adapter(env, control_dt=control_dt or _control_dt(env, id), task=id)
+    return Planned(adapted) if isinstance(env.unwrapped, MujocoEnv) else adapted
 
 
 def _control_dt(env: gymnasium.Env, id: str) -> float:

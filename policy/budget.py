@@ -39,13 +39,17 @@ class Budget:
         return max(by_steps, by_time)
 
 
-def learning_rate_scale(step: int, progress: float, *, warmup_steps: int) -> float:
-    """Factor of the learning rate: linear warm-up times a cosine from 1 to 0 over the budget.
+def learning_rate_scale(
+    step: int, progress: float, *, warmup_steps: int, end: float = 0.0
+) -> float:
+    """Factor of the learning rate: linear warm-up times a cosine over the budget.
 
     Args:
-        step: optimiser steps done.
+        step: optimiser steps, or updates, done.
         progress: share of the budget that is spent, in [0, 1].
         warmup_steps: steps until the full rate.
+        end: what the cosine falls to from 1.
     """
     warmup = min(1.0, (step + 1) / max(1, warmup_steps))
-    return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return warmup * (end + (1 - end) * cosine)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from policy.agent import NotFiniteError
+from policy.budget import learning_rate_scale
 from policy.finetune_evaluation import Measured
 from policy.finetune_run import Run
 from policy.guard import Verdict
@@ -61,9 +62,7 @@ def iterate(run: Run, metrics: MetricsWriter, timing: MetricsWriter) -> Verdict:
         rollout, tally = play_chunks(run)
         begin = time.perf_counter()
         learned = run.learner.update(
-            rollout,
-            iteration=run.iteration,
-            with_actor=run.iteration >= run.cfg.critic_warmup or run.learner.critic is None,
+            rollout, iteration=run.iteration, with_actor=actor_updates(run) >= 0
         )
     except FloatingPointError as error:
         run.iteration += 1
@@ -84,11 +83,21 @@ def iterate(run: Run, metrics: MetricsWriter, timing: MetricsWriter) -> Verdict:
     return Verdict.GO_ON
 
 
+def actor_updates(run: Run) -> int:
+    """Iterations in which the actor has learned; below 0 while the critic learns alone."""
+    return run.iteration - (0 if run.learner.critic is None else run.cfg.critic_warmup)
+
+
 def set_rate(run: Run) -> None:
-    """The actor's learning rate: warmed up, and lower after each collapse."""
-    warmup = min(1.0, (run.iteration + 1) / max(1, run.cfg.rate_warmup))
+    """The actor's learning rate: warmed up, then down a cosine, and lower after each collapse."""
+    scale = learning_rate_scale(
+        actor_updates(run),
+        run.progress(),
+        warmup_steps=run.cfg.rate_warmup,
+        end=run.cfg.rate_end,
+    )
     for group in run.learner.actor.optimizer.param_groups:
-        group["lr"] = run.cfg.optimizer.lr * warmup * run.guard.rate_scale
+        group["lr"] = run.cfg.optimizer.lr * scale * run.guard.rate_scale
 
 
 def play_chunks(run: Run) -> tuple[Rollout, Tally]:

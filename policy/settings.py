@@ -26,6 +26,7 @@ LOWEST = {
     "seconds": 0,
     "critic_warmup": 0,
     "rate_warmup": 0,
+    "rate_end": 0,
 }
 LARGEST = {
     "seed": 2**62,

@@ -8,12 +8,17 @@ Source: Ren et al. 2024, DPPO, arXiv:2409.00588, sections 4.1 to 4.3.
 The first noise and the steps of the frozen base weights are the environment's chance; the others
 are decisions of the policy that learns.
 
-Differences from the paper: steps are counted in the order in which they are taken, 0 being the
-noisiest; where the floor of exploration is 0 the last step is deterministic and no decision, so
-that a policy may explore by the noise of its chain alone (its gradient then leaves out that the
-last step, too, changes with the weights); with a single step from a high level, where the
-prediction hardly depends on the noise that it starts from, the chain is an ordinary Gaussian policy
-round the mean prediction.
+Differences from the paper:
+
+1. Steps are counted in the order in which they are taken, 0 being the noisiest.
+2. Before the last step all actions of a chunk are part of a decision, executed or not: those that
+   are not executed influence those that are through the later steps. Without them (`count_all`)
+   the gradient is another one, and fine-tuning undoes the policy.
+3. Where the floor of exploration is 0 the last step is deterministic and no decision, so that a
+   policy may explore by the noise of its chain alone (its gradient then leaves out that the last
+   step, too, changes with the weights).
+4. With a single step from a high level, where the prediction hardly depends on the noise that it
+   starts from, the chain is an ordinary Gaussian policy round the mean prediction.
 
 Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` condition size, `K` steps.
 """
@@ -59,10 +64,8 @@ class Kernel:
         likelihood_std: least standard deviation by which a step is judged, on the same scale; a
             larger one than the step's own damps its gradient by the square of their ratio.
         clip: limit of |x0_hat| in the network's scale; None for no limit.
-        count_all: whether all actions of a chunk count in a step before the last, or the executed
-            ones alone, as in the last. Actions that are not executed influence those that are
-            through the later steps, so that the gradient is exact with all of them only; without
-            them, as in DPPO, it has less variance.
+        count_all: whether all actions of a chunk count in a step before the last, which makes the
+            gradient exact, or the executed ones alone, as in the last, and as in DPPO.
 
     Raises:
         ValueError: the levels do not decrease to 0, or a standard deviation makes no sense.
@@ -73,7 +76,7 @@ class Kernel:
     explore_std: float = 0.02
     likelihood_std: float = 0.0
     clip: float | None = None
-    count_all: bool = False
+    count_all: bool = True
 
     def __post_init__(self):
         try:

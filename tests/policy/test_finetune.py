@@ -28,6 +28,7 @@ from policy.finetune_state import TRAINING
 from policy.metrics import read_metrics
 from policy.nets.by_level import ByLevel
 from policy.rl.ranks import Ranks
+from policy.rl.update import Learner
 from policy.train import prepare
 from policy.train import run as train
 
@@ -149,6 +150,24 @@ def test_what_gave_up_is_not_resumed(checkpoint, tmp_path, monkeypatch):
     assert verb.run(configured(checkpoint, out, "guard.max_rollbacks=0")) == COLLAPSED
     with pytest.raises(ValueError, match=r"gave up after 1 collapses.*checkpoint="):
         verb.run(compose_config("finetune", [f"resume={out}"]))
+
+
+def test_the_rate_warms_up_after_the_critic_and_falls_to_its_end(checkpoint, tmp_path, monkeypatch):
+    rates = []
+    update = Learner.update
+
+    def watched(self, rollout, *, iteration, with_actor=True):
+        if with_actor:
+            rates.append(self.actor.optimizer.param_groups[0]["lr"])
+        return update(self, rollout, iteration=iteration, with_actor=with_actor)
+
+    monkeypatch.setattr(Learner, "update", watched)
+    settings = ["critic_warmup=2", "rate_warmup=2", "rate_end=0.5", "optimizer.lr=1e-4"]
+    verb.run(configured(checkpoint, tmp_path / "run", *settings))
+    # Of six iterations two are the critic's; then half the rate, then a cosine from 1 to 0.5.
+    scales = [0.5, 1.0, 1.0, 1.0]
+    shares = [0.5 + 0.5 * (1 + np.cos(np.pi * done / 6)) / 2 for done in (2, 3, 4, 5)]
+    assert rates == pytest.approx([1e-4 * a * b for a, b in zip(scales, shares, strict=True)])
 
 
 def test_a_collapse_in_evaluation_is_undone(checkpoint, tmp_path, monkeypatch, capsys):

@@ -128,8 +128,8 @@ def test_one_step_is_a_gaussian_policy_round_the_prediction():
 def test_which_actions_count():
     executed = torch.tensor([[True, True, False]])
     step = torch.tensor([1])
-    assert Kernel([2.0, 0.7, 0.0]).counted(executed, step - 1).tolist() == executed.tolist()
-    every = Kernel([2.0, 0.7, 0.0], count_all=True)
+    few, every = (Kernel([2.0, 0.7, 0.0], count_all=count) for count in (False, True))
+    assert few.counted(executed, step - 1).tolist() == executed.tolist()
     assert every.counted(executed, step - 1).all()
     assert every.counted(executed, step).tolist() == executed.tolist()
 
@@ -196,6 +196,46 @@ def test_the_policy_gradient_is_that_of_finite_differences():
     assert (error < 0.05 * gradient.abs()).all()  # Else this would prove nothing.
     difference = (gradient - torch.tensor(numeric, dtype=F64)).abs()
     assert (difference < 4 * error + 0.01 * gradient.abs()).all()
+
+
+@pytest.mark.parametrize("count_all", [True, False])
+def test_the_gradient_needs_the_actions_that_are_not_executed(count_all):
+    """Each of two actions is predicted from the other one, and the first alone is executed.
+
+    x0_hat = theta * (x of the other action), the reward is the square of the executed action. The
+    executed action has learned of theta through the other one, which only counts with count_all.
+    """
+    kernel = Kernel([1.5, 0.6, 0.0], explore_std=0.2, count_all=count_all)
+    n, theta, h = 400_000, torch.tensor(0.7, dtype=F64), 1e-4
+    executed = torch.tensor([[True, False]])
+
+    def swapping(theta):
+        return lambda x, sigma, cond: theta * x.flip(1)
+
+    def play(theta):
+        generator = torch.Generator().manual_seed(0)
+        cond = torch.zeros(n, 1, dtype=F64)
+        denoiser = swapping(theta)
+        return kernel.draw([denoiser] * 2, cond, shape=(2, 1), generator=generator).x
+
+    def reward(x):
+        return x[:, -1, 0, 0].square()
+
+    numeric = float(reward(play(theta + h)).mean() - reward(play(theta - h)).mean()) / (2 * h)
+    learned, x, total = theta.clone().requires_grad_(True), play(theta), torch.zeros(n, dtype=F64)
+    for number in range(2):
+        step = torch.full((n,), number)
+        mean, std = kernel.moments(swapping(learned), x[:, number], torch.zeros(n, 1), step)
+        log_prob = kernel.log_prob(x[:, number + 1], mean, std, step=step)
+        counted = log_prob * kernel.counted(executed.expand(n, -1), step)
+        total = total + counted.sum(-1) * (reward(x) - reward(x).mean())
+    parts = torch.stack(
+        [torch.autograd.grad(p.mean(), learned, retain_graph=True)[0] for p in total.chunk(20)]
+    )
+    gradient, error = float(parts.mean()), float(parts.std()) / math.sqrt(20)
+    assert error < 0.05 * abs(numeric)  # Else this would prove nothing.
+    agrees = abs(gradient - numeric) < 4 * error + 0.01 * abs(numeric)
+    assert agrees == count_all, f"{gradient} +- {error}, in truth {numeric}"
 
 
 def _surrogate_parts(kernel, chains, to_go, theta, n_parts):
