@@ -94,7 +94,7 @@ def set_rate(run: Run) -> None:
         actor_updates(run),
         run.progress(),
         warmup_steps=run.cfg.rate_warmup,
-        end=run.cfg.rate_end,
+        end=run.cfg.get("rate_end", 1.0),  # Runs of older programs have none.
     )
     for group in run.learner.actor.optimizer.param_groups:
         group["lr"] = run.cfg.optimizer.lr * scale * run.guard.rate_scale

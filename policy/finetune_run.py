@@ -211,7 +211,7 @@ def check_budget(cfg: DictConfig) -> None:
             raise ValueError(f"{name} is {cfg[name]}, it must be positive")
     if not cfg.optimizer.lr > 0:
         raise ValueError(f"optimizer.lr is {cfg.optimizer.lr}, it must be positive")
-    if not 0 <= cfg.rate_end <= 1:
+    if not 0 <= cfg.get("rate_end", 1.0) <= 1:
         raise ValueError(f"rate_end is {cfg.rate_end}, it must be in 0..1")
     if cfg.evaluation.every < 1:
         raise ValueError(f"evaluation.every is {cfg.evaluation.every}, it must be at least 1")
