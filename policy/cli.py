@@ -14,6 +14,7 @@ VERBS = {
     "import_policy": "make a checkpoint of a published state-based Diffusion Policy",
     "finetune": "improve a checkpoint by reward: play, learn from it, keep the best",
     "evaluate": "measure a checkpoint on unseen starts: score and success with intervals, videos",
+    "compare": "tell two evaluations on the same starts apart: who wins, and by chance or not",
     "frontier": "what each sampler gives for what it costs: success, calls, time, reaction",
     "run": "control a (simulated) robot in wall-clock time and report periods and latencies",
     "doctor": "say what is wrong with a store, a checkpoint or this machine, and how to mend it",

@@ -1,7 +1,9 @@
 """Intervals for what an evaluation measures.
 
 Sources: E. B. Wilson, "Probable inference", JASA 1927 (score interval of a proportion);
-B. Efron, "Bootstrap methods", Annals of Statistics 1979 (percentile bootstrap of a mean).
+B. Efron, "Bootstrap methods", Annals of Statistics 1979 (percentile bootstrap of a mean);
+Q. McNemar, "Sampling error of the difference between correlated proportions", Psychometrika 1947
+(here exact, by the binomial distribution).
 """
 
 import math
@@ -57,3 +59,17 @@ def bootstrap_interval(
     means = array[rng.integers(0, len(array), (resamples, len(array)))].mean(axis=1)
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(low), float(high)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Probability of so uneven a share, or a more uneven one, if both were as likely; two-sided.
+
+    Args:
+        wins: pairs that one side wins.
+        losses: pairs that the other side wins; ties are left out.
+    """
+    if wins < 0 or losses < 0:
+        raise ValueError(f"{wins} wins and {losses} losses are impossible")
+    n, few = wins + losses, min(wins, losses)
+    tail = sum(math.comb(n, k) for k in range(few + 1)) / 2**n
+    return min(1.0, 2 * tail)

@@ -1,9 +1,11 @@
 """Intervals against published values and exact cases."""
 
+import math
+
 import numpy as np
 import pytest
 
-from policy.statistics import bootstrap_interval, wilson_interval
+from policy.statistics import bootstrap_interval, sign_test, wilson_interval
 
 
 def test_wilson_agrees_with_a_published_example():
@@ -41,3 +43,23 @@ def test_bootstrap_has_the_width_of_the_normal_interval():
 def test_bootstrap_needs_values():
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_interval([])
+
+
+def test_sign_test_counts_the_outcomes_of_fair_coins():
+    assert sign_test(0, 5) == pytest.approx(2 / 2**5)
+    assert sign_test(9, 1) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert sign_test(9, 1) == sign_test(1, 9)
+    assert sign_test(4, 4) == 1
+    assert sign_test(0, 0) == 1
+
+
+def test_sign_test_is_right_as_often_as_it_says():
+    # Of fair coins, 20 a time, a p-value up to 0.05 comes in at most 5 % of all cases.
+    chances = [math.comb(20, k) / 2**20 for k in range(21)]
+    hits = sum(chance for k, chance in enumerate(chances) if sign_test(k, 20 - k) <= 0.05)
+    assert 0.02 < hits <= 0.05
+
+
+def test_impossible_pairs_are_refused():
+    with pytest.raises(ValueError, match="-1 wins"):
+        sign_test(-1, 3)
