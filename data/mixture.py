@@ -1,17 +1,22 @@
 """Several stores as one to learn from, each with a weight, and each told apart by its task.
 
 The mixture has the episodes of all stores, the first store's first, and is read like a store. The
-stores may differ in the range of their numbers, which are scaled by statistics of all together, but
-not in what the numbers mean. Weights say which share of an epoch's windows comes from each store
-(`data.visits`); statistics and the validation loss take each step once.
+stores may differ in the range of their numbers, but not in what the numbers mean. Weights say which
+share of an epoch's windows comes from each store (`data.visits`); statistics and the validation
+loss take each step once.
+
+Numbers are scaled by statistics of all stores together, or, where tasks are told, by those of each
+task (`data.normalize`): beside numbers a thousand times as large, those of another task would all
+look alike.
 """
 
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 
@@ -24,6 +29,8 @@ from data.windows import window_table
 
 TASK = "task"  # the field that tells the task, as environments have it too
 
+Statistics = Literal["joint", "task"]
+
 
 class Mixture:
     """Episodes of several stores, read as one.
@@ -34,11 +41,14 @@ class Mixture:
         tell_task: whether a step says which task its episode is of, as the one-hot field `task`.
             An episode's task is that of its metadata, or else of its store's contract; tasks are
             numbered as they appear. A single one is not told.
+        statistics: whether all numbers are scaled alike ("joint"), or by the statistics of the task
+            that is told ("task").
 
     Raises:
         ContractError: two stores do not mean the same numbers, or have the field `task` already.
         StoreError: no stores, one without episodes, or one that does not say its task.
-        ValueError: not one positive weight for each store.
+        ValueError: not one positive weight for each store, no such kind of statistics, or those of
+            each task where not several are told.
     """
 
     def __init__(
@@ -47,6 +57,7 @@ class Mixture:
         *,
         weights: Sequence[float] | None = None,
         tell_task: bool = False,
+        statistics: Statistics = "joint",
     ):
         if not stores:
             raise StoreError("a mixture of zero stores: give at least one path")
@@ -55,6 +66,8 @@ class Mixture:
                 raise StoreError(f"{store.path}: zero episodes to learn from, record some first")
         if weights is not None:
             _check_weights(weights, len(stores))
+        if statistics not in get_args(Statistics):
+            raise ValueError(f"statistics is {statistics!r}, choose joint or task")
         self.stores, self.weights = tuple(stores), None if weights is None else tuple(weights)
         self.contract = joint_contract(stores)
         self.tasks: tuple[str, ...] = ()
@@ -65,6 +78,8 @@ class Mixture:
             self.tasks = tuple(dict.fromkeys(names))
             self._task_of_episode = np.array([self.tasks.index(name) for name in names], np.int64)
             self.contract = _telling(self.contract, self.tasks)
+        if statistics == "task":
+            self.contract = _scaled_per_task(self.contract, names)
 
     @classmethod
     def open(
@@ -73,12 +88,13 @@ class Mixture:
         *,
         weights: Sequence[float] | None = None,
         tell_task: bool = False,
+        statistics: Statistics = "joint",
     ) -> Self:
         """The mixture of the stores in these folders; for the rest see the class."""
         if isinstance(paths, str | Path):
             raise ValueError(f"paths is {str(paths)!r}, it must be a list: 'store.paths=[{paths}]'")
         stores = [EpisodeStore.open(path) for path in paths]
-        return cls(stores, weights=weights, tell_task=tell_task)
+        return cls(stores, weights=weights, tell_task=tell_task, statistics=statistics)
 
     @property
     def path(self) -> str:
@@ -200,12 +216,15 @@ def joint_contract(stores: Sequence[EpisodeStore]) -> Contract:
         sides = (first, other), (other, first)  # Neither may have a field that the other lacks.
         for a, b in sides:
             a.contract.check(b.contract, this=f"store {a.path}", that=f"store {b.path}")
-        for name, field in first.contract.fields.items():
-            scaled, otherwise = field.normalization, other.contract.fields[name].normalization
+        for name, entry in product(first.contract.fields, ("normalization", "scaled_per")):
+            scaled, otherwise = (
+                getattr(contract.fields[name], entry)
+                for contract in (first.contract, other.contract)
+            )
             if scaled != otherwise:
                 raise ContractError(
-                    f"{name}.normalization is {scaled!r} in store {first.path}, but {otherwise!r} "
-                    f"in store {other.path}: all are scaled alike"
+                    f"{name}.{entry} is {scaled!r} in store {first.path}, but {otherwise!r} in "
+                    f"store {other.path}: all are scaled alike"
                 )
     contracts = [store.contract for store in stores]
     joint = {
@@ -246,6 +265,20 @@ def _telling(contract: Contract, tasks: Sequence[str]) -> Contract:
             f"the stores hold a field {TASK!r} already: learn from it by tell_task=false"
         )
     return replace(contract, observation={**contract.observation, TASK: task_field(tasks)})
+
+
+def _scaled_per_task(contract: Contract, names: Sequence[str]) -> Contract:
+    """A contract with statistics of each task; the task of each episode is among `names`."""
+    if len(set(names)) < 2:
+        fault = f"all episodes are of the task {names[0]!r}" if names else "no task is told"
+        fix = "give stores of several tasks" if names else "set tell_task=true"
+        raise ValueError(f"statistics is 'task', but {fault}: {fix}, or set statistics=joint")
+    fields = {
+        name: field if field.is_image or name == TASK else replace(field, scaled_per=TASK)
+        for name, field in contract.fields.items()
+    }
+    action = fields.pop("action")
+    return replace(contract, observation=fields, action=action)
 
 
 def _tasks(store: EpisodeStore) -> list[str]:

@@ -11,7 +11,11 @@ Images go from uint8 0..255 to -1..1. A planar angle of an observation is not sc
 cosine and sine, since the step from -pi to pi is none; an observation then reads
 `[other elements in order, cosines, sines]`. Angles of actions stay numbers.
 
-Shape legend: `F` features that a network sees.
+A field may have several sets of statistics, such as one for each task that a policy is told
+(`Field.scaled_per`): a one-hot field of an observation then tells which one its numbers, and those
+of the actions that answer it, are scaled by.
+
+Shape legend: `B` batch, `To` observed steps, `F` features that a network sees.
 """
 
 import hashlib
@@ -44,14 +48,16 @@ class Normalizer(nn.Module):
     def __init__(self, contract: Contract):
         super().__init__()
         self._fields = contract.fields
+        self._teller = contract.scaled_per  # the field that tells the set of statistics, or ""
         self._is_fitted = False
         for name, field in self._fields.items():
             if "." in name:
                 raise ContractError(f"field name {name!r} holds a '.': rename it, such as 'a_b'")
             if not field.is_image:
                 n_scaled = len(_scaled_elements(name, field))
-                self.register_buffer(f"{name}/center", torch.zeros(n_scaled))
-                self.register_buffer(f"{name}/scale", torch.ones(n_scaled))
+                n_sets = [contract.fields[self._teller].size] if field.scaled_per else []
+                self.register_buffer(f"{name}/center", torch.zeros(*n_sets, n_scaled))
+                self.register_buffer(f"{name}/scale", torch.ones(*n_sets, n_scaled))
 
     @classmethod
     def fit(cls, contract: Contract, arrays: Mapping[str, np.ndarray]) -> Self:
@@ -63,13 +69,19 @@ class Normalizer(nn.Module):
 
         Raises:
             ContractError: a field's name holds a ".".
-            ValueError: a field is missing, empty, not finite, or of another shape.
+            ValueError: a field is missing, empty, not finite, or of another shape; or a set of
+                statistics has no steps, or a step does not tell its own.
         """
         normalizer = cls(contract)
+        sets = _sets_of_steps(contract, arrays)
         for name, field in contract.fields.items():
             if field.is_image:
                 continue
-            center, scale = _statistics(name, field, arrays.get(name))
+            values = _checked(name, field, arrays.get(name))
+            if field.scaled_per:
+                center, scale = _statistics_of_sets(name, field, values, sets)
+            else:
+                center, scale = _statistics(name, field, values)
             normalizer.get_buffer(f"{name}/center").copy_(torch.from_numpy(center))
             normalizer.get_buffer(f"{name}/scale").copy_(torch.from_numpy(scale))
         normalizer._is_fitted = True
@@ -80,13 +92,37 @@ class Normalizer(nn.Module):
         field = self._field(name)
         return field.size + len(_angles(name, field))
 
-    def normalize(self, name: str, x: Tensor) -> Tensor:
+    def sets_of(self, observation: Mapping[str, Tensor]) -> Tensor | None:
+        """Which statistics scale each observation and its actions, [B]; None where all are alike.
+
+        Args:
+            observation: field name -> [B, To, ...]; of these the newest step of the field that
+                tells is looked at.
+
+        Raises:
+            KeyError: that field is missing.
+        """
+        if not self._teller:
+            return None
+        if self._teller not in observation:
+            raise KeyError(
+                f"the observation lacks {self._teller!r}, which tells by which statistics its "
+                f"numbers are scaled; given are {sorted(observation)}"
+            )
+        return observation[self._teller][:, -1].argmax(dim=-1)
+
+    def normalize(self, name: str, x: Tensor, sets: Tensor | None = None) -> Tensor:
         """[..., F] float features of a field [..., *shape]; an image keeps its shape.
+
+        Args:
+            name: of the field.
+            x: in physical units; [B, ..., *shape] where the field has several sets of statistics.
+            sets: [B] int64 of `sets_of`; fields with one set do not look at it.
 
         Raises:
             KeyError: no such field.
-            ValueError: another shape than the contract's, a picture that is not uint8, or no
-                statistics yet.
+            ValueError: another shape than the contract's, a picture that is not uint8, no
+                statistics yet, or several sets of them and not one named for each row.
         """
         field = self._field(name)
         _check_shape(name, tuple(x.shape), field.shape)
@@ -97,8 +133,9 @@ class Normalizer(nn.Module):
                     f"it (of numbers 0..1: 255 times them, rounded)"
                 )
             return x.float() / 127.5 - 1
-        center, scale = self._scaling(name)
-        flat = x.reshape(*x.shape[: x.ndim - len(field.shape)], field.size).to(center.dtype)
+        leading = x.shape[: x.ndim - len(field.shape)]
+        center, scale = self._scaling(name, leading, sets)
+        flat = x.reshape(*leading, field.size).to(center.dtype)
         angles = _angles(name, field)
         if not angles:
             return (flat - center) / scale
@@ -106,20 +143,26 @@ class Normalizer(nn.Module):
         scaled = (flat[..., _scaled_elements(name, field)] - center) / scale
         return torch.cat([scaled, angle.cos(), angle.sin()], dim=-1)
 
-    def unnormalize(self, name: str, x: Tensor) -> Tensor:
+    def unnormalize(self, name: str, x: Tensor, sets: Tensor | None = None) -> Tensor:
         """[..., *shape] in physical units from features [..., F]; angles in -pi..pi.
+
+        Args:
+            name: of the field.
+            x: in the network's scale; [B, ..., F] where the field has several sets of statistics.
+            sets: [B] int64 of `sets_of`; fields with one set do not look at it.
 
         Raises:
             KeyError: no such field.
-            ValueError: another number of features, or no statistics yet.
+            ValueError: another number of features, no statistics yet, or several sets of them and
+                not one named for each row.
         """
         field = self._field(name)
         if field.is_image:
             _check_shape(name, tuple(x.shape), field.shape)
             return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         _check_shape(name, tuple(x.shape), (self.size(name),))
-        center, scale = self._scaling(name)
-        n_scaled = len(center)
+        center, scale = self._scaling(name, x.shape[:-1], sets)
+        n_scaled = center.shape[-1]
         flat = x[..., :n_scaled] * scale + center
         angles = _angles(name, field)
         if angles:
@@ -133,8 +176,9 @@ class Normalizer(nn.Module):
         digest = hashlib.sha256()
         for name, field in sorted(self._fields.items()):
             digest.update(f"{name} {field.shape} {field.normalization} {field.angles}".encode())
+            digest.update(field.scaled_per.encode())
             if not field.is_image:
-                for statistic in self._scaling(name):
+                for statistic in self._buffers_of(name):
                     digest.update(statistic.detach().cpu().numpy().astype("<f4").tobytes())
         return digest.hexdigest()
 
@@ -143,10 +187,33 @@ class Normalizer(nn.Module):
             raise KeyError(f"no statistics of a field {name!r}; known are {sorted(self._fields)}")
         return self._fields[name]
 
-    def _scaling(self, name: str) -> tuple[Tensor, Tensor]:
+    def _buffers_of(self, name: str) -> tuple[Tensor, Tensor]:
+        """Center and scale, [n_scaled] or [n_sets, n_scaled]."""
         if not self._is_fitted:
             raise ValueError("the normalizer has no statistics: fit it or load a state dict")
         return self.get_buffer(f"{name}/center"), self.get_buffer(f"{name}/scale")
+
+    def _scaling(
+        self, name: str, leading: tuple[int, ...], sets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Center and scale of elements [*leading, n_scaled]; each row has those of its set."""
+        center, scale = self._buffers_of(name)
+        teller = self._fields[name].scaled_per
+        if not teller:
+            return center, scale
+        if sets is None:
+            raise ValueError(
+                f"{name!r} has {len(center)} sets of statistics, one per element of {teller!r}: "
+                f"name one for each row, or give the observation that tells it"
+            )
+        if not leading or tuple(sets.shape) != leading[:1]:
+            raise ValueError(
+                f"sets has shape {tuple(sets.shape)} for {name!r} of leading shape "
+                f"{tuple(leading)}: name one for each row of the first dimension"
+            )
+        index = sets.to(center.device)
+        shape = (len(sets), *[1] * (len(leading) - 1), center.shape[-1])
+        return center[index].reshape(shape), scale[index].reshape(shape)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -181,10 +248,50 @@ def _scaled_elements(name: str, field: Field) -> list[int]:
     return [element for element in range(field.size) if element not in angles]
 
 
-def _statistics(
-    name: str, field: Field, values: np.ndarray | None
+def _sets_of_steps(contract: Contract, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which set of statistics each step belongs to, [n_steps]; empty where there is one for all.
+
+    Raises:
+        ValueError: a step does not tell its set, or a set has no steps.
+    """
+    name = contract.scaled_per
+    if not name:
+        return np.empty(0, np.int64)
+    field = contract.observation[name]
+    told = _checked(name, field, arrays.get(name))
+    is_one_hot = ((told == 0) | (told == 1)).all(axis=1) & (told.sum(axis=1) == 1)
+    if not is_one_hot.all():
+        step = int(np.argmin(is_one_hot))
+        raise ValueError(
+            f"{name} is {told[step].tolist()} at step {step}, it must be one-hot to tell by which "
+            f"statistics others are scaled"
+        )
+    missing = np.flatnonzero(~told.any(axis=0))
+    if len(missing):
+        names = f" of {field.frame}" if field.frame else ""
+        raise ValueError(
+            f"no step has element {missing[0]} of {name}{names}, so that there are no statistics "
+            f"for it: learn from steps of it too, or lower the share that is held out"
+        )
+    return told.argmax(axis=1)
+
+
+def _statistics_of_sets(
+    name: str, field: Field, values: np.ndarray, sets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Center and scale [n_scaled] of a field's data [n_steps, *shape]."""
+    """Center and scale [n_sets, n_scaled] of data [n_steps, *shape], of the steps of each set."""
+    if len(values) != len(sets):
+        raise ValueError(
+            f"{name} has {len(values)} steps, {field.scaled_per} has {len(sets)}: give as many"
+        )
+    n_sets = int(sets.max()) + 1  # None of them is without steps.
+    each = [_statistics(name, field, values[sets == number]) for number in range(n_sets)]
+    center, scale = zip(*each, strict=True)
+    return np.stack(center), np.stack(scale)
+
+
+def _checked(name: str, field: Field, values: np.ndarray | None) -> np.ndarray:
+    """A field's data [n_steps, *shape]; ValueError where they have no statistics."""
     if values is None:
         raise ValueError(f"the data lacks the field {name!r}, which the contract has")
     values = np.asarray(values)
@@ -194,6 +301,11 @@ def _statistics(
     if not np.isfinite(values).all():
         step = int(np.argwhere(~np.isfinite(values))[0][0])
         raise ValueError(f"{name} is not a finite number at step {step}: leave it out")
+    return values
+
+
+def _statistics(name: str, field: Field, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Center and scale [n_scaled] of a field's checked data [n_steps, *shape]."""
     elements = _scaled_elements(name, field)
     flat = values.reshape(len(values), field.size)[:, elements].astype(np.float64)
     low, high = flat.min(axis=0), flat.max(axis=0)

@@ -71,6 +71,8 @@ class Field:
         low: lower limit of each element, None where unknown.
         high: upper limit of each element, None where unknown.
         normalization: how the field is scaled for a network.
+        scaled_per: name of a one-hot observation field, such as "task", each of whose elements has
+            statistics of its own for this field; "": one set of statistics for all steps.
     """
 
     shape: tuple[int, ...]
@@ -84,6 +86,7 @@ class Field:
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     normalization: Normalization = "limits"
+    scaled_per: str = ""
 
     def __post_init__(self):
         for name in ("shape", "angles", "discrete", "low", "high"):
@@ -136,6 +139,13 @@ class Field:
             )
         return cls(**entry)
 
+    def to_json(self) -> dict:
+        """JSON form, read back by `from_json`."""
+        entry = dataclasses.asdict(self)
+        if not self.scaled_per:  # Older programs, which do not know the entry, can read on.
+            del entry["scaled_per"]
+        return entry
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -166,11 +176,44 @@ class Contract:
             raise ContractError("a contract needs at least one observation field")
         if "action" in self.observation:
             raise ContractError('"action" is the name of the action field, rename the observation')
+        self._check_scaling()
+
+    def _check_scaling(self) -> None:
+        """Raise ContractError where a field does not say by which statistics it is scaled."""
+        for name, field in self.fields.items():
+            if not field.scaled_per:
+                continue
+            teller = self.observation.get(field.scaled_per)
+            if teller is None:
+                fault = f"the observation has {sorted(self.observation)}: name one of them"
+            elif field.is_image:
+                fault = "but an image is scaled without statistics: leave it out"
+            elif field.scaled_per == name:
+                fault = "which is the field itself: name another one"
+            elif teller.is_image or len(teller.shape) != 1:
+                fault = f"which is not one-hot, its shape is {teller.shape}: name a vector"
+            elif teller.scaled_per:
+                fault = f"which is scaled per {teller.scaled_per!r} itself: name that one"
+            elif teller.normalization != "identity":
+                fault = (
+                    f"whose normalization is {teller.normalization!r}: it must be 'identity', "
+                    f"being one-hot"
+                )
+            elif field.scaled_per != self.scaled_per:
+                fault = f"but others are scaled per {self.scaled_per!r}: all need the same field"
+            else:
+                continue
+            raise ContractError(f"{name}.scaled_per is {field.scaled_per!r}, {fault}")
 
     @property
     def fields(self) -> dict[str, Field]:
         """All fields by name, the action last under "action"."""
         return {**self.observation, "action": self.action}
+
+    @property
+    def scaled_per(self) -> str:
+        """Name of the observation field that tells by which statistics others are scaled, or ""."""
+        return next((f.scaled_per for f in self.fields.values() if f.scaled_per), "")
 
     def check(self, other: "Contract", *, this: str, that: str) -> None:
         """Raise ContractError, naming both sides, unless `other` offers what this one needs.
@@ -220,8 +263,8 @@ class Contract:
             "task": self.task,
             "horizons": dataclasses.asdict(self.horizons) if self.horizons else None,
             "statistics": self.statistics,
-            "observation": {k: dataclasses.asdict(f) for k, f in self.observation.items()},
-            "action": dataclasses.asdict(self.action),
+            "observation": {k: f.to_json() for k, f in self.observation.items()},
+            "action": self.action.to_json(),
         }
 
     @classmethod

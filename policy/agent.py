@@ -192,6 +192,8 @@ class Agent:
     ) -> np.ndarray:
         """The next chunk of each stream.
 
+        A stream that is told another task is renewed where tasks have scales of their own.
+
         Args:
             streams: of `start`.
             observation: field name -> [N, To, ...].
@@ -232,6 +234,7 @@ class Agent:
         slot_of_row = [group.get(row, filler) for row in range(self.rows)]
         rows = {k: torch.from_numpy(v[slot_of_row]).to(self.device) for k, v in observation.items()}
         denoiser, cond = self._weigh_goal(self.policy.encode(rows))
+        self._renew_if_told_otherwise(streams, observation, slots)
         witness = Witness(denoiser, self.rows)
         fresh = {row: slot for row, slot in group.items() if slot in streams.fresh}
         if fresh:
@@ -244,9 +247,20 @@ class Agent:
         carry = take(streams.carry, slot_of_row)
         x0, carry = self.sampler(witness, cond, carry, self._generators(streams, group))
         streams.carry = put(streams.carry, slots, take(carry, taken))
-        actions = self.policy.actions(x0)[:, self.horizons.past :].cpu().numpy()
+        actions = self.policy.actions(x0, rows)[:, self.horizons.past :].cpu().numpy()
         self._check_finite(streams, group, actions, witness.sigma_of_fault())
         return actions[taken]
+
+    def _renew_if_told_otherwise(
+        self, streams: Streams, observation: Mapping[str, np.ndarray], slots: Sequence[int]
+    ) -> None:
+        """Renew streams whose scale is another now: what they have planned is in the old one."""
+        for told in self.policy.told(observation).values():
+            for slot in slots:
+                element = int(told[slot, -1].argmax())
+                if streams.told.get(slot, element) != element:
+                    self.renew(streams, slot)
+                streams.told[slot] = element
 
     def _weigh_goal(self, cond: Tensor) -> tuple[Denoiser, Tensor]:
         """Denoiser of one sampler call, and condition, by which the goal counts as it shall."""

@@ -78,14 +78,17 @@ def conditions(policy: DiffusionPolicy) -> tuple[list[str], Tensor]:
     """
     fields, normalizer = policy.contract.observation, policy.normalizer
     tasks = fields[TASK].frame.split(", ") if TASK in fields else ["all"]
+    zeros = next(policy.parameters()).new_zeros(len(tasks), policy.horizons.obs)
     observation = {}
-    for name, field in fields.items():
-        shape = field.shape if field.is_image else (normalizer.size(name),)
-        middle = next(policy.parameters()).new_zeros(len(tasks), policy.horizons.obs, *shape)
-        observation[name] = normalizer.unnormalize(name, middle)
     if TASK in fields:
-        is_task = torch.eye(len(tasks)).to(observation[TASK])
-        observation[TASK] = is_task[:, None].expand_as(observation[TASK])
+        is_task = torch.eye(len(tasks)).to(zeros)
+        observation[TASK] = is_task[:, None].expand(-1, policy.horizons.obs, -1)
+    sets = normalizer.sets_of(observation)
+    for name, field in fields.items():
+        if name != TASK:
+            shape = field.shape if field.is_image else (normalizer.size(name),)
+            middle = zeros.new_zeros(*zeros.shape, *shape)
+            observation[name] = normalizer.unnormalize(name, middle, sets)
     return tasks, policy.encode(observation)[:, None]
 
 

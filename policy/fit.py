@@ -163,7 +163,7 @@ def draw_start(
     indices = torch.randperm(len(dataset), generator=generator)[:n_windows]
     batch = dataset.batch(indices, generator)
     cond = policy.encode({name: value.to(device) for name, value in batch.observation.items()})
-    shape = policy.chunk(batch.action.to(device)).shape
+    shape = policy.chunk(batch.action.to(device), batch.observation).shape
     return Start(policy, cond, randn(shape, generator).to(device))
 
 
@@ -208,7 +208,8 @@ def all_chunks(policy: DiffusionPolicy, dataset: WindowDataset) -> Tensor:
     """The chunks [n, Tp, Da] of all windows in the network's scale."""
     device = next(policy.parameters()).device
     parts = torch.arange(len(dataset)).split(WINDOWS_AT_ONCE)
-    return torch.cat([policy.chunk(dataset.batch(part).action.to(device)) for part in parts])
+    batches = (dataset.batch(part) for part in parts)
+    return torch.cat([policy.chunk(b.action.to(device), b.observation) for b in batches])
 
 
 def distance_to_nearest(chunks: Tensor, anchors: Tensor) -> float:

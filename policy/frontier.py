@@ -183,11 +183,14 @@ class Rig:
 
 def _jump(agent: Agent, executor: Executor) -> float | None:
     """Root mean square jump from plan to plan in the network's scale; None if plans never meet."""
-    met = [jumps for jumps in executor.jumps if len(jumps)]
-    if not met:
+    if not any(map(len, executor.jumps)):
         return None
-    jumps = torch.from_numpy(np.concatenate(met)).to(agent.device)
-    scaled = agent.policy.chunk(jumps) - agent.policy.chunk(torch.zeros_like(jumps))
+    jumps = torch.from_numpy(np.concatenate(executor.jumps)).to(agent.device)
+    told = {
+        name: torch.from_numpy(np.concatenate([each[name] for each in executor.told]))
+        for name in executor.told[0]
+    }
+    scaled = agent.policy.chunk(jumps, told) - agent.policy.chunk(torch.zeros_like(jumps), told)
     return scaled.square().mean().sqrt().item()
 
 

@@ -8,6 +8,7 @@ Shape legend: `B` batch, `To Tp` observed and predicted steps, `Da` action size,
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import numpy as np
 from torch import Tensor, nn
 
 from data.normalize import Normalizer
@@ -127,31 +128,59 @@ class DiffusionPolicy(nn.Module):
             KeyError: a field is missing.
             ValueError: a field has another shape than [B, To, ...].
         """
-        features = {}
         for name, field in self.contract.observation.items():
             if name not in observation:
                 raise KeyError(
                     f"the observation lacks {name!r}: the policy needs "
                     f"{sorted(self.contract.observation)}, given are {sorted(observation)}"
                 )
-            values = observation[name]
             wanted = (self.horizons.obs, *field.shape)
-            if tuple(values.shape[1:]) != wanted:
+            if tuple(observation[name].shape[1:]) != wanted:
                 raise ValueError(
-                    f"observation {name!r} has shape {tuple(values.shape)}, the policy needs "
-                    f"[batch, {', '.join(map(str, wanted))}]: {self.horizons.obs} steps (obs "
+                    f"observation {name!r} has shape {tuple(observation[name].shape)}, the policy "
+                    f"needs [batch, {', '.join(map(str, wanted))}]: {self.horizons.obs} steps (obs "
                     f"horizon), the newest last"
                 )
-            features[name] = self.normalizer.normalize(name, values)
-        return features
+        sets = self.normalizer.sets_of(observation)
+        return {
+            name: self.normalizer.normalize(name, observation[name], sets)
+            for name in self.contract.observation
+        }
 
-    def chunk(self, actions: Tensor) -> Tensor:
-        """Chunks [B, Tp, Da] in the network's scale from actions [B, Tp, ...] in physical units."""
-        return self.normalizer.normalize("action", actions)
+    def chunk(self, actions: Tensor, observation: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Chunks [B, Tp, Da] in the network's scale from actions [B, Tp, ...] in physical units.
 
-    def actions(self, x: Tensor) -> Tensor:
-        """Actions [B, Tp, ...] in physical units from chunks [B, Tp, Da] in the network's scale."""
-        return self.normalizer.unnormalize("action", x)
+        Args:
+            actions: in physical units.
+            observation: what they answer, field name -> [B, To, ...]. Needed where it tells by
+                which statistics actions are scaled (`told`); its other fields never are.
+
+        Raises:
+            KeyError: the observation lacks the field that tells it.
+            ValueError: there is no observation and it is needed, or a shape is wrong.
+        """
+        return self.normalizer.normalize("action", actions, self._sets(observation))
+
+    def actions(self, x: Tensor, observation: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Actions [B, Tp, ...] in physical units from chunks [B, Tp, Da] in the network's scale.
+
+        Args:
+            x: in the network's scale.
+            observation: what they answer, for the rest and for errors see `chunk`.
+        """
+        return self.normalizer.unnormalize("action", x, self._sets(observation))
+
+    def told(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What of an observation tells by which statistics it is scaled: one field, or none.
+
+        Args:
+            observation: field name -> [B, To, ...].
+        """
+        name = self.contract.scaled_per
+        return {name: observation[name]} if name else {}
+
+    def _sets(self, observation: Mapping[str, Tensor] | None) -> Tensor | None:
+        return None if observation is None else self.normalizer.sets_of(observation)
 
 
 def _at(net: nn.Module, c_noise: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,17 +64,26 @@ class Executor:
         self._ages: dict[int, int] = {}  # chunks of a slot's episode before the newest
         self._newest = np.empty(0)
         self.jumps: list[np.ndarray] = []  # each [n, Da], a new plan against the last at its begin
+        self.told: list[Mapping[str, np.ndarray]] = []  # of each, what tells its scale
 
     def restart(self, slot: int) -> None:
         """The next chunk in a slot is its first, and in time."""
         self._ages[slot] = -1
 
-    def actions(self, chunk: np.ndarray, slots: Sequence[int] | None = None) -> np.ndarray:
+    def actions(
+        self,
+        chunk: np.ndarray,
+        slots: Sequence[int] | None = None,
+        *,
+        told: Mapping[str, np.ndarray] | None = None,
+    ) -> np.ndarray:
         """Actions [N, Ta, Da] that are executed next.
 
         Args:
             chunk: [N, Tp - past, Da] new chunks.
             slots: those that are new; the others idle. Default: all.
+            told: what tells the scale of the chunks (see `DiffusionPolicy.told`), field name ->
+                [N, To, ...]; kept with the jumps.
         """
         n, delay = self._horizons.action, self._delay
         playing = range(len(chunk)) if slots is None else slots
@@ -84,6 +93,7 @@ class Executor:
         if later and n + delay < self._horizons.future:
             last = self._newest[later, n + delay]
             self.jumps.append(chunk[later, delay] - last)
+            self.told.append({name: values[later] for name, values in (told or {}).items()})
         self._newest = chunk
         self._chunks.appendleft(chunk)
         actions = chunk[:, :n].copy()
@@ -131,8 +141,9 @@ def play(
                 executor.restart(slot)
             observation = _reset(envs, observation, {s: running[s] for s in ended if s in running})
             chunk = agent.chunk(streams, observation, sorted(running))
+            told = agent.policy.told(observation)
             observation, rewards, terminated, truncated, infos = envs.step(
-                executor.actions(chunk, sorted(running))
+                executor.actions(chunk, sorted(running), told=told)
             )
             agent.shift(streams, agent.horizons.action)
             for slot, episode in running.items():

@@ -15,7 +15,7 @@ taken, whose product has no bias by their noise. Discrete elements are left out.
 Shape legend: `N` episodes, `S` samples, `K` ticks after the change, `Da` action size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -119,8 +119,8 @@ def measure_reaction(
             k = tick - changes[due]
             running = [e.is_running.reshape(n, -1).all(axis=1) for p in pairs.values() for e in p]
             counts[due, k] = np.all(running, axis=0)[due]
-            did[due, k] = (_scaled(agent, actions[1]) - _scaled(agent, actions[0]))[due]
-            answers = _scaled(agent, taken[1]) - _scaled(agent, taken[0])
+            did[due, k] = _scaled_difference(agent, *actions, seen=calm.seen())[due]
+            answers = _scaled_difference(agent, *taken, seen=pairs["reference"][0].seen())
             ought[due, :, k] = answers.reshape(n, samples, -1)[due]
             # Displaced during this step, so that the next observation is the first to show it.
             moved.displace(np.flatnonzero(changes == tick + 1))
@@ -191,9 +191,12 @@ class _Episodes:
         if self._tick % n == 0:
             if self._tick:
                 self._agent.shift(self._streams, n)
-            seen = {name: np.stack([one[name] for one in self._seen]) for name in self._seen[0]}
-            self._plan = self._executor.actions(self._agent.chunk(self._streams, seen))
+            self._plan = self._executor.actions(self._agent.chunk(self._streams, self.seen()))
         return self._plan[:, self._tick % n]
+
+    def seen(self) -> dict[str, np.ndarray]:
+        """Field name -> [N, To, ...] of the present tick."""
+        return {name: np.stack([one[name] for one in self._seen]) for name in self._seen[0]}
 
     def displace(self, slots: np.ndarray) -> None:
         for slot in slots:
@@ -211,7 +214,14 @@ class _Episodes:
             env.close()
 
 
-def _scaled(agent: Agent, actions: np.ndarray) -> np.ndarray:
-    """Actions [n, Da] in the network's scale."""
-    values = actions.astype(agent.contract.action.dtype)
-    return agent.policy.chunk(torch.from_numpy(values).to(agent.device)).cpu().numpy()
+def _scaled_difference(
+    agent: Agent, calm: np.ndarray, moved: np.ndarray, *, seen: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """How far actions [n, Da] lie from calm ones, in the scale of what the calm ones answer."""
+    told = {name: torch.from_numpy(values) for name, values in agent.policy.told(seen).items()}
+
+    def scaled(actions: np.ndarray) -> np.ndarray:
+        values = torch.from_numpy(actions.astype(agent.contract.action.dtype)).to(agent.device)
+        return agent.policy.chunk(values, told).cpu().numpy()
+
+    return scaled(moved) - scaled(calm)

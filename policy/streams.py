@@ -21,6 +21,8 @@ class Streams:
         ticks: control ticks that each stream has lived.
         fresh: slots whose stream has seen nothing yet.
         carry: the sampler's, one row per stream; None before the first chunk.
+        told: slot -> element of the field that tells its scale, at its last chunk (see
+            `DiffusionPolicy.told`); empty where all have the same scale.
     """
 
     seeds: list[int]
@@ -28,6 +30,7 @@ class Streams:
     ticks: list[int]
     fresh: set[int] = field(default_factory=set)
     carry: Carry | None = None
+    told: dict[int, int] = field(default_factory=dict)
 
 
 def zeros(like: Carry, n: int) -> Carry:

@@ -183,7 +183,7 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return self.loss(
                 policy,
-                policy.chunk(batch.action).repeat_interleave(draws, dim=0),
+                policy.chunk(batch.action, batch.observation).repeat_interleave(draws, dim=0),
                 policy.encoder(features).repeat_interleave(draws, dim=0),
                 is_pad=batch.is_pad.repeat_interleave(draws, dim=0),
                 preconditioning=policy.preconditioning,

@@ -50,15 +50,20 @@ class Behaviour:
         shape = self.horizons.pred, self.policy.contract.action.size
         return self.kernel.draw(self.denoisers, cond, shape=shape, generator=generator)
 
-    def actions(self, chain: Chain) -> np.ndarray:
+    def actions(self, chain: Chain, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """What is to be executed of chains, [N, Ta, Da] in physical units.
+
+        Args:
+            chain: of N environments.
+            observation: field name -> [N, To, ...] that the chains were drawn for.
 
         Raises:
             FloatingPointError: they are no numbers.
         """
         start = self.horizons.past
-        x = chain.x[:, -1]
-        actions = self.policy.actions(x)[:, start : start + self.horizons.action].cpu().numpy()
+        told = {k: torch.from_numpy(v) for k, v in self.policy.told(observation).items()}
+        x = self.policy.actions(chain.x[:, -1], told)
+        actions = x[:, start : start + self.horizons.action].cpu().numpy()
         if not np.isfinite(actions).all():
             raise FloatingPointError("the policy's actions are no numbers")
         return actions

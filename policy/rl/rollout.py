@@ -118,7 +118,7 @@ def collect(
     rollout: Rollout | None = None
     for t in range(n_chunks):
         chain = behaviour.draw(cond, generators)
-        outcome = slots.step(behaviour.actions(chain))
+        outcome = slots.step(behaviour.actions(chain, slots.observation))
         env_steps += int(outcome.n_executed.sum())
         next_cond, next_features = encode(behaviour.policy, slots.observation)
         executed = behaviour.executed(outcome.n_executed)

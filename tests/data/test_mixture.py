@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data.dataset import WindowDataset
+from data.goals import Hindsight
 from data.mixture import TASK, Mixture, split, task_field, visits_of
 from data.normalize import Normalizer
 from data.store import EpisodeStore, StoreError
@@ -107,6 +108,62 @@ def test_statistics_are_those_of_all_stores(tmp_path):
     assert scaled.amax(0).numpy() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.fixture
+def uneven(tmp_path) -> list[EpisodeStore]:
+    """Two stores whose numbers differ a thousandfold."""
+    lengths, sizes = (6, 5), {"near": 0.01, "far": 10.0}
+    return [make(tmp_path / t, task=t, lengths=lengths, size=s) for t, s in sizes.items()]
+
+
+def test_statistics_of_each_task_are_those_of_its_store(uneven):
+    mixture = Mixture(uneven, weights=[5, 1], tell_task=True, statistics="task")
+    contract = mixture.contract
+    scaled_per = {name: field.scaled_per for name, field in contract.fields.items()}
+    assert scaled_per == {"state": TASK, "camera": "", TASK: "", "action": TASK}
+    normalizer = Normalizer.fit(contract, WindowDataset(mixture, HORIZONS).arrays())
+    for number, store in enumerate(uneven):
+        alone = Normalizer.fit(store.contract, WindowDataset(store, HORIZONS).arrays())
+        for name in ("state", "action"):
+            own = torch.from_numpy(store.read(name))
+            sets = torch.full((len(own),), number)
+            scaled = normalizer.normalize(name, own, sets)
+            assert torch.equal(scaled, alone.normalize(name, own))
+            assert scaled.amin(0).numpy() == pytest.approx(-1, abs=1e-6)
+            assert scaled.amax(0).numpy() == pytest.approx(1, abs=1e-6)
+            back = normalizer.unnormalize(name, scaled, sets)
+            assert torch.equal(back, alone.unnormalize(name, scaled))
+
+
+def test_a_goal_is_scaled_as_what_it_is_a_part_of(uneven):
+    mixture = Mixture(uneven, tell_task=True, statistics="task")
+    goals = Hindsight(source="state", elements=(2, 0))
+    dataset = WindowDataset(mixture, HORIZONS, goals=goals)
+    normalizer = Normalizer.fit(dataset.contract, dataset.arrays())
+    for statistic in ("center", "scale"):
+        whole, part = (normalizer.get_buffer(f"{n}/{statistic}") for n in ("state", "goal"))
+        assert torch.equal(part, whole[:, [2, 0]])
+
+
+def test_environments_need_not_know_how_their_task_is_scaled(uneven):
+    """Nor do the contents of the stores change by it."""
+    kinds = ("joint", "task")
+    joint, per_task = (Mixture(uneven, tell_task=True, statistics=kind) for kind in kinds)
+    per_task.contract.check(joint.contract, this="checkpoint", that="environment")
+    assert joint.contract.scaled_per == ""
+    assert joint.digest() == per_task.digest()
+
+
+def test_statistics_of_tasks_need_tasks_that_are_told(uneven, tmp_path):
+    with pytest.raises(ValueError, match="'task', but no task is told: set tell_task=true, or"):
+        Mixture(uneven, statistics="task")
+    again = [uneven[0], make(tmp_path / "again", task="near")]
+    message = "all episodes are of the task 'near': give stores of several tasks, or set stat"
+    with pytest.raises(ValueError, match=message):
+        Mixture(again, tell_task=True, statistics="task")
+    with pytest.raises(ValueError, match="statistics is 'each', choose joint or task"):
+        Mixture(uneven, tell_task=True, statistics="each")  # pyright: ignore[reportArgumentType]
+
+
 def test_limits_are_the_widest_and_absent_where_one_has_none(tmp_path):
     def limited(low, high):
         state = Field((2,), low=low, high=high)
@@ -201,6 +258,16 @@ OTHER = {
 def test_stores_that_mean_something_else_are_refused_by_name(tmp_path, message):
     a, b = make(tmp_path / "a"), make(tmp_path / "b", contract=OTHER[message])
     with pytest.raises(ContractError, match=message):
+        Mixture([a, b])
+
+
+def test_stores_that_are_scaled_per_something_else_are_refused(tmp_path):
+    robot = Field((2,), normalization="identity")
+    a, b = (
+        make(tmp_path / n, contract=observing(state=replace(STATE, scaled_per=s), robot=robot))
+        for n, s in {"a": "", "b": "robot"}.items()
+    )
+    with pytest.raises(ContractError, match=r"state\.scaled_per is '' in .*a, but 'robot' in .*b"):
         Mixture([a, b])
 
 

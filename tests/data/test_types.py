@@ -55,6 +55,76 @@ def test_impossible_contracts_are_refused():
         Contract({"action": STATE}, ACTION, 0.1)
 
 
+TOLD = Field((3,), unit="1", normalization="identity")
+PER_TASK = replace(
+    CONTRACT,
+    observation={"state": replace(STATE, scaled_per="task"), "task": TOLD},
+    action=replace(ACTION, scaled_per="task"),
+)
+
+
+def test_a_contract_names_the_field_that_tells_the_scale_and_keeps_it_in_json():
+    assert PER_TASK.scaled_per == "task"
+    assert CONTRACT.scaled_per == ""
+    assert Contract.from_json(json.loads(json.dumps(PER_TASK.to_json()))) == PER_TASK
+    # Contracts from before there were several sets, and for programs from before, lack the entry.
+    assert "scaled_per" not in CONTRACT.to_json()["action"]
+    assert Contract.from_json({**CONTRACT.to_json(), "version": 1}).action.scaled_per == ""
+
+
+def test_the_way_of_scaling_is_of_one_side():
+    plain = replace(PER_TASK, observation={"state": STATE, "task": TOLD}, action=ACTION)
+    PER_TASK.check(plain, this="here", that="there")
+    plain.check(PER_TASK, this="there", that="here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"state": Field((2,), scaled_per="robot")},
+            r"state.scaled_per is 'robot', the observation has \['state', 'task'\]",
+        ),
+        (
+            {"state": Field((2,), scaled_per="action")},
+            r"state.scaled_per is 'action', the observation has",
+        ),
+        (
+            {"state": Field((2,)), "task": replace(TOLD, scaled_per="task")},
+            "task.scaled_per is 'task', which is the field itself",
+        ),
+        (
+            {
+                "state": Field((2,), scaled_per="camera"),
+                "camera": Field((8, 8, 3), dtype="uint8", normalization="identity"),
+            },
+            r"state.scaled_per is 'camera', which is not one-hot, its shape is \(8, 8, 3\)",
+        ),
+        (
+            {"camera": Field((8, 8, 3), dtype="uint8", scaled_per="task")},
+            "camera.scaled_per is 'task', but an image is scaled without statistics",
+        ),
+        (
+            {"robot": TOLD, "task": replace(TOLD, scaled_per="robot")},
+            "state.scaled_per is 'task', which is scaled per 'robot' itself",
+        ),
+        (
+            {"task": Field((3,))},
+            "state.scaled_per is 'task', whose normalization is 'limits': .* 'identity'",
+        ),
+        (
+            {"robot": TOLD, "arm": Field((2,), scaled_per="robot")},
+            "arm.scaled_per is 'robot', but others are scaled per 'task'",
+        ),
+    ],
+)
+def test_a_scale_that_nothing_tells_is_refused(changes, message):
+    with pytest.raises(ContractError, match=message):
+        replace(PER_TASK, observation={**PER_TASK.observation, **changes}, action=ACTION)
+    with pytest.raises(ContractError, match=r"action.scaled_per is 'task', the observation has"):
+        replace(PER_TASK, observation={"state": STATE})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

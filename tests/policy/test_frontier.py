@@ -184,13 +184,14 @@ def test_success_and_score_are_those_of_all_episodes(pillar_checkpoint, tmp_path
 def test_jump_is_of_differences_so_that_an_offset_of_the_scale_has_no_part():
     """Jumps of 1 and -3 in the first element and 0 and 2 in the second, scaled by 2 and 0.5."""
     scale, offset = torch.tensor([2.0, 0.5]), torch.tensor([7.0, -5.0])
-    policy = SimpleNamespace(chunk=lambda actions: actions * scale + offset)
+    policy = SimpleNamespace(chunk=lambda actions, told: actions * scale + offset)
     agent = cast(Agent, SimpleNamespace(policy=policy, device=torch.device("cpu")))
     jumps = [np.array([[1.0, 0.0]], np.float32), np.array([[-3.0, 2.0]], np.float32)]
-    executor = cast(Executor, SimpleNamespace(jumps=[*jumps, np.zeros((0, 2), np.float32)]))
+    jumps.append(np.zeros((0, 2), np.float32))
+    executor = cast(Executor, SimpleNamespace(jumps=jumps, told=[{}] * 3))
     squares = [2.0**2, 0.0, 6.0**2, 1.0**2]
     assert frontier._jump(agent, executor) == pytest.approx(math.sqrt(sum(squares) / 4))
-    assert frontier._jump(agent, cast(Executor, SimpleNamespace(jumps=[]))) is None
+    assert frontier._jump(agent, cast(Executor, SimpleNamespace(jumps=[], told=[]))) is None
 
 
 def test_an_interrupted_run_goes_on_with_the_rows_that_are_missing(

@@ -65,7 +65,7 @@ class Pointer:
         self.inference_delay = delay
         self.device = torch.device("cpu")
         self.contract = SimpleNamespace(action=Field(shape=(1,)))
-        self.policy = SimpleNamespace(chunk=lambda actions: actions)
+        self.policy = SimpleNamespace(chunk=lambda actions, told: actions, told=lambda seen: {})
         self._share, self._pull, self._spread, self._aside = share, pull, spread, aside
 
     def start(self, seeds):

@@ -57,8 +57,8 @@ def test_a_setting_that_an_environment_lacks_is_named():
         make()
 
 
-@pytest.fixture(scope="module")
-def pillars(tmp_path_factory):
+@pytest.fixture(scope="module", params=["joint", "task"])
+def pillars(tmp_path_factory, request):
     """An untrained policy of two tasks at the pillar, by a mixture of a store of each."""
     folder = tmp_path_factory.mktemp("pillars")
     env = maker(compose_config("evaluate", ["env=pillar"]), None)()
@@ -76,6 +76,7 @@ def pillars(tmp_path_factory):
             )
         paths.append(str(store.path))
     mixed = ["store=mixture", f"store.paths=[{','.join(paths)}]", "threads=1"]
+    mixed.append(f"store.statistics={request.param}")
     return train.run(compose_config("train", [*mixed, *SMALL, f"out={folder / 'run'}"]))
 
 

@@ -8,9 +8,12 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 
+from data.mixture import TASK
+from data.normalize import Normalizer
 from data.store import EpisodeStore
 from data.types import Contract, Field
 from policy import train
+from policy.build import from_checkpoint
 from policy.checkpoint import load
 from policy.entry import compose_config
 
@@ -59,6 +62,30 @@ def test_weights_change_what_is_learned(paths, tmp_path):
         for w in ("1", "9")
     )
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_each_task_has_statistics_of_its_own(paths, tmp_path):
+    """They are in the checkpoint, named by its contract, and are what the stores' steps give."""
+    settings = ["store.statistics=task", "steps=4", "save_every=2", "holdout=0"]
+    out = trained(paths, tmp_path / "run", *settings)
+    loaded = load(out)
+    assert loaded.contract.scaled_per == TASK
+    policy = from_checkpoint(loaded)
+    assert policy.normalizer.digest() == loaded.contract.statistics
+    joint = load(trained(paths, tmp_path / "joint", "steps=1", "holdout=0")).contract.statistics
+    assert joint != loaded.contract.statistics
+    for number, path in enumerate(paths):
+        store = EpisodeStore.open(path)
+        arrays = {name: store.read(name) for name in store.contract.fields}
+        alone = Normalizer.fit(store.contract, arrays).state_dict()
+        for name, expected in alone.items():
+            assert torch.equal(policy.normalizer.get_buffer(name)[number], expected)
+    # And a resumed run goes on by them.
+    shutil.rmtree(out / "checkpoints" / "step_00000004")
+    run = train.resume(out)
+    train.fit(run)
+    for name, values in run.trainer.ema.module.state_dict().items():
+        assert torch.equal(values, loaded.policy_state[name])
 
 
 def test_a_change_of_any_store_is_noticed(paths, tmp_path):
