@@ -31,12 +31,17 @@ NOISE = (0.15, 0.5)  # of half the plans each, in half ranges of an action
 FALL = 50.0
 
 
-class Planned(gymnasium.Wrapper):
+class Planned(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
     """A MuJoCo task of Gymnasium with an expert.
 
     Args:
-        env: whose innermost environment is a `MujocoEnv` with an end to its actions.
+        env: whose innermost environment is a `MujocoEnv`.
     """
+
+    def __init__(self, env: gymnasium.Env):
+        # Recorded so that `env.spec.make()` builds the same wrapper again.
+        gymnasium.utils.RecordConstructorArgs.__init__(self)
+        gymnasium.Wrapper.__init__(self, env)
 
     def experts(self) -> dict[str, Callable[[np.random.Generator], Expert]]:
         """A planner that looks at the simulator's state."""

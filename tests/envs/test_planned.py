@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from envs.gymnasium_adapter import make
-from envs.planned import FALL, N_KNOTS, N_PLANS, STEPS, PredictiveSampling
+from envs.planned import FALL, N_KNOTS, N_PLANS, STEPS, Planned, PredictiveSampling
 
 ID = "Hopper-v5"
 
@@ -93,3 +93,13 @@ def test_expert_gains_more_than_random_actions():
 
 def test_other_environments_have_no_planner():
     assert not hasattr(make("Pendulum-v1"), "experts")
+
+
+def test_its_specification_makes_it_again():
+    env = make(ID)
+    assert env.spec is not None
+    again = env.spec.make()
+    assert isinstance(again, Planned)
+    assert again.metadata["contract"] == env.metadata["contract"]
+    for each in (env, again):
+        each.close()
