@@ -1,13 +1,14 @@
 """An expert for Gymnasium's MuJoCo tasks, which come without one: it plans in a second copy.
 
 Of some random variations of its last plan it takes the one with the highest return, executes the
-first actions, and plans again. It runs and hops a little and then falls: poor demonstrations, made
-to be improved by reward.
+first actions, and plans again. It looks less than a second ahead (a hopper hops some steps and
+falls): poor demonstrations, to be improved by reward.
 
 Source: Howell et al. 2022, "Predictive sampling", arXiv:2212.00541, algorithm 1, whose name it has.
 
 Differences from the paper: the plan is linear between its knots, and varied by two sizes of noise,
-so that a plan which is good already is still refined; of a fall the plan's return loses a constant.
+so that a plan which is good already is still refined; a plan in which the episode terminates,
+which in these tasks is a fall, loses a constant of its return.
 
 Shape legend: `H` steps of a plan, `M` plans, `P` knots, `Da` action size.
 """
@@ -28,7 +29,7 @@ N_KNOTS = 10
 N_PLANS = 40
 STEPS = 4  # that are executed before the next plan
 NOISE = (0.15, 0.5)  # of half the plans each, in half ranges of an action
-FALL = 50.0
+FALL = 50.0  # of return
 
 
 class Planned(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):

@@ -45,11 +45,11 @@ def learning_rate_scale(
     """Factor of the learning rate: linear warm-up times a cosine over the budget.
 
     Args:
-        step: optimiser steps, or updates, done.
+        step: optimiser steps, or updates, done; below 0 the rate is 0.
         progress: share of the budget that is spent, in [0, 1].
         warmup_steps: steps until the full rate.
         end: what the cosine falls to from 1.
     """
-    warmup = min(1.0, (step + 1) / max(1, warmup_steps))
+    warmup = min(1.0, max(0, step + 1) / max(1, warmup_steps))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return warmup * (end + (1 - end) * cosine)

@@ -13,11 +13,12 @@ where it collapses time and again. Of several processes each has its own environ
 
 Writes checkpoints (the best policy), training/ (what `resume=` goes on from), metrics.jsonl,
 timing.jsonl and learning.png. Ctrl-C keeps all of it. On the CPU a run that was killed goes on from
-where it was last saved, and equals an uninterrupted one bit for bit, if its end is given in
-env_steps; after Ctrl-C it goes on at once, with new episodes.
+where it was last saved, and equals an uninterrupted one bit for bit, if env_steps is given and
+reached before minutes; after Ctrl-C it goes on at once, with new episodes.
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -59,6 +60,10 @@ def run(cfg: DictConfig) -> int:
     except KeyboardInterrupt:
         print(f"go on with: cadence finetune resume={this.out}")
         raise
+    except ValueError:
+        if this.iteration == 0 and this.is_first_rank:
+            discard(this.out)
+        raise
     finally:
         this.slots.envs.close()
         if this.is_first_rank:
@@ -74,6 +79,14 @@ def run(cfg: DictConfig) -> int:
         )
         return COLLAPSED
     return 0
+
+
+def discard(out: Path) -> None:
+    """Remove what a run wrote before it was refused, so that it can be started again there."""
+    for folder in ("checkpoints", TRAINING):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    for file in ("metrics.jsonl", "timing.jsonl"):
+        (out / file).unlink(missing_ok=True)
 
 
 def start(cfg: DictConfig, ranks: Ranks) -> Run:
@@ -162,6 +175,11 @@ def conclude(this: Run) -> None:
     """Say what came of a run, and how to measure it."""
     measure, clip = this.evaluation.measure, this.kernel.clip
     print(f"best policy: {measure} {this.guard.best:.3f} in evaluation, {this.out}")
+    if this.actor_updates() <= 0 and this.since == 0:
+        print(
+            f"the policy is still that of the checkpoint: its critic warmed up all the time "
+            f"(critic_warmup={this.cfg.critic_warmup}, the run had {this.iteration} iterations)"
+        )
     if measure == "success" and this.guard.best == 0:
         print(
             "no evaluation had a success, so the policy is still that of the checkpoint: judge it "

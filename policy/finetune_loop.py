@@ -62,7 +62,7 @@ def iterate(run: Run, metrics: MetricsWriter, timing: MetricsWriter) -> Verdict:
         rollout, tally = play_chunks(run)
         begin = time.perf_counter()
         learned = run.learner.update(
-            rollout, iteration=run.iteration, with_actor=actor_updates(run) >= 0
+            rollout, iteration=run.iteration, with_actor=run.actor_updates() >= 0
         )
     except FloatingPointError as error:
         run.iteration += 1
@@ -83,16 +83,15 @@ def iterate(run: Run, metrics: MetricsWriter, timing: MetricsWriter) -> Verdict:
     return Verdict.GO_ON
 
 
-def actor_updates(run: Run) -> int:
-    """Iterations in which the actor has learned; below 0 while the critic learns alone."""
-    return run.iteration - (0 if run.learner.critic is None else run.cfg.critic_warmup)
-
-
 def set_rate(run: Run) -> None:
-    """The actor's learning rate: warmed up, then down a cosine, and lower after each collapse."""
+    """The actor's learning rate.
+
+    It warms up once the critic has, falls along a cosine over the whole run, and is lower after
+    each collapse.
+    """
     scale = learning_rate_scale(
-        actor_updates(run),
-        run.progress(),
+        run.actor_updates(),
+        run.rate_progress(),
         warmup_steps=run.cfg.rate_warmup,
         end=run.cfg.get("rate_end", 1.0),  # Runs of older programs have none.
     )
@@ -211,6 +210,7 @@ def undo(run: Run, verdict: Verdict, reason: str) -> Verdict:
         return verdict
     assert run.best is not None
     run.learner.load_state(run.best)
+    run.since = run.iteration
     run.slots.restart(run.iteration)
     if run.is_first_rank:
         print(

@@ -49,6 +49,7 @@ class Run:
         guard: what is done about it.
         ranks: this process among others.
         iteration: rollouts so far.
+        since: iteration at which the policy last began from weights that were saved.
         env_steps: executed steps so far, of all ranks.
         seconds: so far.
         best: state of the best policy.
@@ -66,6 +67,7 @@ class Run:
     guard: Guard
     ranks: Ranks
     iteration: int = 0
+    since: int = 0
     env_steps: int = 0
     seconds: float = 0.0
     best: State | None = None
@@ -80,6 +82,24 @@ class Run:
         by_steps = 0.0 if self.cfg.env_steps is None else self.env_steps / self.cfg.env_steps
         by_time = 0.0 if self.cfg.minutes is None else self.seconds / (60 * self.cfg.minutes)
         return self.ranks.agree(max(by_steps, by_time))
+
+    def rate_progress(self) -> float:
+        """Share of the budget by which the learning rate falls; all ranks have to ask.
+
+        That of the steps where they are limited, so that no clock has a part in the weights.
+        """
+        if self.cfg.env_steps is not None:
+            return self.env_steps / self.cfg.env_steps
+        return self.progress()
+
+    def actor_updates(self) -> int:
+        """Iterations in which the actor has learned; below 0 while the critic learns alone.
+
+        That it does at the beginning, and again after each return to the best policy, whose saved
+        critic may know little.
+        """
+        warmup = 0 if self.learner.critic is None else self.cfg.critic_warmup
+        return self.iteration - self.since - warmup
 
     def decided(self) -> range:
         """Steps of the chain that are decisions in this iteration.
@@ -112,6 +132,7 @@ class Run:
         return {
             **self.learner.state(),
             "iteration": self.iteration,
+            "since": self.since,
             "env_steps": self.env_steps,
             "best": self.guard.best,
             "n_rollbacks": self.guard.n_rollbacks,
@@ -128,6 +149,7 @@ class Run:
         """Go on from a state of `state`."""
         self.learner.load_state(state)
         self.iteration, self.env_steps = int(state["iteration"]), int(state["env_steps"])
+        self.since = int(state.get("since", 0))  # Older programs did not count it.
         self.guard.best, self.guard.n_rollbacks = float(state["best"]), int(state["n_rollbacks"])
 
     def save_best(self) -> None:

@@ -13,7 +13,7 @@ Differences from the paper:
 1. Steps are counted in the order in which they are taken, 0 being the noisiest.
 2. Before the last step all actions of a chunk are part of a decision, executed or not: those that
    are not executed influence those that are through the later steps. Without them (`count_all`)
-   the gradient is another one, and fine-tuning undoes the policy.
+   the gradient is another one. Ratios and divergences are then those of all these actions.
 3. Where the floor of exploration is 0 the last step is deterministic and no decision, so that a
    policy may explore by the noise of its chain alone (its gradient then leaves out that the last
    step, too, changes with the weights).
@@ -64,8 +64,9 @@ class Kernel:
         likelihood_std: least standard deviation by which a step is judged, on the same scale; a
             larger one than the step's own damps its gradient by the square of their ratio.
         clip: limit of |x0_hat| in the network's scale; None for no limit.
-        count_all: whether all actions of a chunk count in a step before the last, which makes the
-            gradient exact, or the executed ones alone, as in the last, and as in DPPO.
+        count_all: whether all actions of a chunk count in a step before the last, with which the
+            gradient is exact unless `likelihood_std` damps it, or the executed ones alone, as in
+            the last step, and as in DPPO.
 
     Raises:
         ValueError: the levels do not decrease to 0, or a standard deviation makes no sense.

@@ -29,5 +29,6 @@ def test_rate_warms_up_linearly_and_falls_as_a_cosine():
         0.5 * (1 + math.sqrt(0.5))
     )
     assert learning_rate_scale(99, 1.0, warmup_steps=10) == pytest.approx(0.0)
+    assert learning_rate_scale(-3, 0.5, warmup_steps=0) == 0
     assert learning_rate_scale(99, 0.5, warmup_steps=0, end=0.2) == pytest.approx(0.6)
     assert learning_rate_scale(99, 1.0, warmup_steps=0, end=0.2) == pytest.approx(0.2)

@@ -18,12 +18,13 @@ from data.types import ContractError
 from envs.gymnasium_adapter import make
 from policy.agent import NotFiniteError
 from policy.build import from_checkpoint
-from policy.checkpoint import CheckpointError, load
+from policy.checkpoint import CheckpointError, load, load_trainer
 from policy.checkpoint_save import save
 from policy.entry import compose_config
 from policy.evaluate import run as evaluate
 from policy.finetune import COLLAPSED, check_resumable
 from policy.finetune_evaluation import Evaluation, Measured
+from policy.finetune_run import Run
 from policy.finetune_state import TRAINING
 from policy.metrics import read_metrics
 from policy.nets.by_level import ByLevel
@@ -153,21 +154,63 @@ def test_what_gave_up_is_not_resumed(checkpoint, tmp_path, monkeypatch):
 
 
 def test_the_rate_warms_up_after_the_critic_and_falls_to_its_end(checkpoint, tmp_path, monkeypatch):
-    rates = []
-    update = Learner.update
+    rates = watch_rates(monkeypatch)
+    settings = ["critic_warmup=2", "rate_warmup=2", "rate_end=0.5", "optimizer.lr=1e-4"]
+    # A clock that stands at the end of the minutes has no part in the rate.
+    monkeypatch.setattr(Run, "progress", lambda run: run.env_steps / run.cfg.env_steps)
+    verb.run(configured(checkpoint, tmp_path / "run", *settings, "minutes=1e-9"))
+    # Of six iterations two are the critic's; then half the rate, then a cosine from 1 to 0.5.
+    scales = [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]
+    shares = [0.5 + 0.5 * (1 + np.cos(np.pi * done / 6)) / 2 for done in range(6)]
+    expected = [1e-4 * scale * share for scale, share in zip(scales, shares, strict=True)]
+    assert [rate for rate, _ in rates] == pytest.approx(expected)
+    assert [learns for _, learns in rates] == [False] * 2 + [True] * 4
+
+
+def watch_rates(monkeypatch):
+    """A list that gets, of each update to come, the actor's rate and whether it learns."""
+    rates, update = [], Learner.update
 
     def watched(self, rollout, *, iteration, with_actor=True):
-        if with_actor:
-            rates.append(self.actor.optimizer.param_groups[0]["lr"])
+        rates.append((self.actor.optimizer.param_groups[0]["lr"], with_actor))
         return update(self, rollout, iteration=iteration, with_actor=with_actor)
 
     monkeypatch.setattr(Learner, "update", watched)
-    settings = ["critic_warmup=2", "rate_warmup=2", "rate_end=0.5", "optimizer.lr=1e-4"]
-    verb.run(configured(checkpoint, tmp_path / "run", *settings))
-    # Of six iterations two are the critic's; then half the rate, then a cosine from 1 to 0.5.
-    scales = [0.5, 1.0, 1.0, 1.0]
-    shares = [0.5 + 0.5 * (1 + np.cos(np.pi * done / 6)) / 2 for done in (2, 3, 4, 5)]
-    assert rates == pytest.approx([1e-4 * a * b for a, b in zip(scales, shares, strict=True)])
+    return rates
+
+
+def test_after_a_collapse_the_critic_warms_up_again(checkpoint, tmp_path, monkeypatch):
+    rates, successes = watch_rates(monkeypatch), iter([0.9, 0.5, 0.9, 0.9])
+
+    def measured(evaluation, policy):
+        return Measured(next(successes), (0.0, 1.0), 0.0, 0.0, (0.0, 0.0))
+
+    monkeypatch.setattr(Evaluation, "__call__", measured)
+    out = tmp_path / "run"
+    verb.run(configured(checkpoint, out, "critic_warmup=1"))  # It collapses after two updates.
+    assert [learns for _, learns in rates] == [False, True, False, True, True, True]
+    assert load_trainer(load(out / TRAINING))["since"] == 2
+
+
+def test_a_run_of_an_older_program_has_a_constant_rate(checkpoint, tmp_path):
+    this = verb.start(configured(checkpoint, tmp_path / "run", "rate_warmup=1"), Ranks())
+    del this.cfg.rate_end
+    this.iteration, this.env_steps = 5, 60
+    finetune_loop.set_rate(this)
+    assert this.learner.actor.optimizer.param_groups[0]["lr"] == this.cfg.optimizer.lr
+    this.slots.envs.close()
+
+
+def test_a_run_without_an_update_of_the_policy_says_so(checkpoint, tmp_path, capsys):
+    assert verb.run(configured(checkpoint, tmp_path / "run", "critic_warmup=1000")) == 0
+    assert "critic_warmup=1000, the run had 6 iterations" in capsys.readouterr().out
+
+
+def test_what_is_refused_can_be_started_again_in_its_folder(checkpoint, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"had a reward.*reward\.total=1"):
+        verb.run(configured(checkpoint, out, "reward.success=1", "reward.total=0"))
+    assert verb.run(configured(checkpoint, out)) == 0
 
 
 def test_a_collapse_in_evaluation_is_undone(checkpoint, tmp_path, monkeypatch, capsys):

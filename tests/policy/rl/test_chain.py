@@ -234,8 +234,10 @@ def test_the_gradient_needs_the_actions_that_are_not_executed(count_all):
     )
     gradient, error = float(parts.mean()), float(parts.std()) / math.sqrt(20)
     assert error < 0.05 * abs(numeric)  # Else this would prove nothing.
-    agrees = abs(gradient - numeric) < 4 * error + 0.01 * abs(numeric)
-    assert agrees == count_all, f"{gradient} +- {error}, in truth {numeric}"
+    if count_all:
+        assert abs(gradient - numeric) < 4 * error + 0.01 * abs(numeric)
+    else:
+        assert 0 < gradient < 0.8 * numeric  # What it learned through the other action is missing.
 
 
 def _surrogate_parts(kernel, chains, to_go, theta, n_parts):
