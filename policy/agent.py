@@ -26,7 +26,7 @@ from policy.checkpoint import load
 from policy.guidance.cfg import classifier_free
 from policy.model import DiffusionPolicy
 from policy.replay import Replay, denoisers_at
-from policy.streams import Streams, put, take, zeros
+from policy.streams import Streams, element_told, put, take, zeros
 from policy.types import Denoiser, Sampler
 from policy.witness import Witness
 
@@ -204,6 +204,7 @@ class Agent:
 
         Raises:
             NotFiniteError: the denoiser predicted something that is not a number.
+            ValueError: tasks have scales of their own, and a stream is not told exactly one.
         """
         n = len(streams.seeds)
         shape = (n, self.horizons.future, *self.contract.action.shape)
@@ -255,9 +256,9 @@ class Agent:
         self, streams: Streams, observation: Mapping[str, np.ndarray], slots: Sequence[int]
     ) -> None:
         """Renew streams whose scale is another now: what they have planned is in the old one."""
-        for told in self.policy.told(observation).values():
-            for slot in slots:
-                element = int(told[slot, -1].argmax())
+        for name, told in self.policy.told(observation).items():
+            elements = [element_told(told[slot, -1], name=name, slot=slot) for slot in slots]
+            for slot, element in zip(slots, elements, strict=True):
                 if streams.told.get(slot, element) != element:
                     self.renew(streams, slot)
                 streams.told[slot] = element

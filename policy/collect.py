@@ -52,13 +52,29 @@ def record_task(
         env.close()
 
 
+def _check_env(cfg: DictConfig, task: str | None) -> None:
+    """Refuse an environment that cannot be recorded before a folder is made for it.
+
+    Raises:
+        ContractError: it does not say what its numbers mean.
+        ValueError: it does not exist, or has no expert.
+    """
+    env = maker(cfg, task)()
+    try:
+        _experts(env, cfg)
+        contract_of(env)
+    finally:
+        env.close()
+
+
 def _experts(env: gym.Env, cfg: DictConfig) -> dict:
-    experts = getattr(env.unwrapped, "experts", None) or getattr(env, "experts", None)
-    if experts is None:
+    try:
+        experts = env.get_wrapper_attr("experts")
+    except AttributeError:
         raise ValueError(
             f"the environment {cfg.env._target_} has no scripted expert: record it by other means, "
             f"or give its class a method experts()"
-        )
+        ) from None
     return {name: _noisy(make, cfg.noise, env.action_space) for name, make in experts().items()}
 
 
@@ -98,6 +114,8 @@ def describe(outcome: RecordReport, cfg: DictConfig) -> str:
     """What became of the episodes, in words."""
     kept = ", ".join(f"{n} by {expert}" for expert, n in outcome.kept.items()) or "none"
     text = f"recorded: {kept}; without success: {outcome.n_failed}"
+    if cfg.keep == "success" and outcome.n_failed and not outcome.n_kept + outcome.n_skipped:
+        text += "; keep=all keeps them"
     if outcome.n_skipped:
         text += f"; there before: {outcome.n_skipped}"
     if cfg.episodes and outcome.fewest < cfg.episodes and not outcome.is_interrupted:
@@ -119,8 +137,7 @@ def run(cfg: DictConfig) -> Path:
         raise ValueError(f"noise is {cfg.noise}, it must be in 0..1")
     pick_device(cfg.device)
     tasks = tasks_of(cfg)
-    # An environment that does not exist is refused before a folder is made for it.
-    maker(cfg, tasks[0])().close()
+    _check_env(cfg, tasks[0])
     out = out_dir(cfg, "collect")
     path = out / "store.zarr"
     try:

@@ -5,11 +5,13 @@
 
 Episode i starts from seed `seed + i`. Its result depends on the checkpoint, the sampler and that
 seed, not on `num_envs`. An episode's score is its best reward (the protocol of Diffusion Policy,
-RSS 2023); the score's interval is a bootstrap over episodes, the success rate's is Wilson's. Of
-several tasks each is played from the same seeds, and shown in a table besides the mean.
+RSS 2023), its return the sum of them, printed where no episode succeeds. Their intervals are a
+bootstrap over episodes, the success rate's is Wilson's. Of several tasks each is played from the
+same seeds, and shown in a table besides the mean.
 
-Writes results.json (episodes, score, success, their intervals, calls_per_action, fingerprint) and
-videos/*.mp4. Ctrl-C keeps the finished episodes, marked as incomplete.
+Writes results.json (episodes, score, success, the return as total, their intervals,
+calls_per_action, fingerprint) and videos/*.mp4. Ctrl-C keeps the finished episodes, marked as
+incomplete.
 """
 
 from collections import Counter
@@ -36,18 +38,20 @@ from policy.video import film
 
 
 def summarise(episodes: Sequence[Episode], modes: Sequence[str] = ()) -> dict:
-    """Score, success, their intervals, and the share of each way among the successes.
+    """Score, return (`total`), success, their intervals, and each way's share of the successes.
 
     Args:
         episodes: at least one.
         modes: names of the ways; index 0 is none.
     """
-    scores = [e.score for e in episodes]
+    scores, totals = [e.score for e in episodes], [e.total for e in episodes]
     successes = [e.success for e in episodes]
     summary = {
         "n_episodes": len(episodes),
         "score": float(np.mean(scores)),
         "score_interval": bootstrap_interval(scores),
+        "total": float(np.mean(totals)),
+        "total_interval": bootstrap_interval(totals),
         "success": float(np.mean(successes)),
         "success_interval": wilson_interval(sum(successes), len(successes)),
         "mean_length": float(np.mean([e.length for e in episodes])),
@@ -61,11 +65,13 @@ def summarise(episodes: Sequence[Episode], modes: Sequence[str] = ()) -> dict:
 
 
 def summary_line(results: dict) -> str:
-    """The last line that `cadence evaluate` prints."""
+    """The last line that `cadence evaluate` prints; with the return where nothing succeeded."""
+    low, high = results["total_interval"]
+    total = "" if results["success"] else f"return {results['total']:.3f} [{low:.3f}, {high:.3f}]  "
     ways = "".join(f" {name} {share:.2f}" for name, share in results.get("modes", {}).items())
     return (
         f"success {results['success']:.3f} [{results['success_interval'][0]:.3f}, "
-        f"{results['success_interval'][1]:.3f}]{ways}  "
+        f"{results['success_interval'][1]:.3f}]{ways}  {total}"
         f"score {results['score']:.3f} [{results['score_interval'][0]:.3f}, "
         f"{results['score_interval'][1]:.3f}]  episodes {results['n_episodes']}  "
         f"calls per action {results['calls_per_action']:g}"

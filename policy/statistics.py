@@ -12,6 +12,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+_AT_ONCE = 1_000_000  # resampled values in memory, 8 MB each of their indices and of themselves
+
 
 def wilson_interval(
     successes: int, trials: int, *, confidence: float = 0.95
@@ -56,7 +58,12 @@ def bootstrap_interval(
         raise ValueError("an interval needs at least one value")
     rng = np.random.default_rng(seed)
     array = np.asarray(values, dtype=np.float64)
-    means = array[rng.integers(0, len(array), (resamples, len(array)))].mean(axis=1)
+    n, means = len(array), np.empty(resamples)
+    n_rows = max(1, _AT_ONCE // n)
+    # In slices, whose random numbers are those of one draw of all.
+    for first in range(0, resamples, n_rows):
+        part = means[first : first + n_rows]
+        part[:] = array[rng.integers(0, n, (len(part), n))].mean(axis=1)
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(low), float(high)
 
@@ -71,5 +78,8 @@ def sign_test(wins: int, losses: int) -> float:
     if wins < 0 or losses < 0:
         raise ValueError(f"{wins} wins and {losses} losses are impossible")
     n, few = wins + losses, min(wins, losses)
-    tail = sum(math.comb(n, k) for k in range(few + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    ways = tail = 1  # n over k, and the sum of it up to k
+    for k in range(few):
+        ways = ways * (n - k) // (k + 1)
+        tail += ways
+    return min(1.0, 2 * (tail / 2**n))

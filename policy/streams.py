@@ -5,6 +5,7 @@ Shape legend: `N` streams.
 
 from dataclasses import dataclass, field, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,28 @@ class Streams:
     fresh: set[int] = field(default_factory=set)
     carry: Carry | None = None
     told: dict[int, int] = field(default_factory=dict)
+
+
+def element_told(values: np.ndarray, *, name: str, slot: int) -> int:
+    """Which element of a one-hot field is 1.
+
+    Args:
+        values: [n] the field at a stream's newest step.
+        name: of the field, for the message.
+        slot: of the stream, for the message.
+
+    Raises:
+        ValueError: not exactly one element is 1 and all others 0, to 1e-6.
+    """
+    values = values.astype(np.float64)
+    is_one, is_zero = np.abs(values - 1) <= 1e-6, np.abs(values) <= 1e-6
+    if is_one.sum() != 1 or not (is_one | is_zero).all():
+        raise ValueError(
+            f"the stream in slot {slot} is told {name!r} = [{', '.join(f'{x:g}' for x in values)}] "
+            f"at its newest step, which says by which statistics it is scaled: exactly one of the "
+            f"{len(values)} elements must be 1 and all others 0"
+        )
+    return int(is_one.argmax())
 
 
 def zeros(like: Carry, n: int) -> Carry:

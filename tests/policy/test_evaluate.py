@@ -10,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from policy import evaluate
 from policy.checkpoint import load
 from policy.entry import compose_config
+from policy.play import Episode
+from policy.statistics import bootstrap_interval
 from policy.train import prepare
 
 
@@ -35,6 +37,17 @@ def test_a_full_disk_does_not_cost_the_answer(pillar_checkpoint, tmp_path, capsy
     with pytest.raises(OSError, match="No space left"):
         evaluate.run(config(pillar_checkpoint, tmp_path, "env=pillar"))
     assert "success 0.000 [" in capsys.readouterr().out
+
+
+def test_the_return_is_told_where_nothing_succeeded():
+    lost = [Episode(0, score=0.1, total=2.0), Episode(1, score=0.3, total=5.0)]
+    summary = {**evaluate.summarise(lost), "calls_per_action": 1.0}
+    assert summary["total"] == 3.5
+    assert summary["total_interval"] == bootstrap_interval([2.0, 5.0])
+    assert "]  return 3.500 [2.000, 5.000]  score 0.200 [" in evaluate.summary_line(summary)
+    won = [*lost, Episode(2, score=1.0, success=True, total=9.0)]
+    summary = {**evaluate.summarise(won), "calls_per_action": 1.0}
+    assert "return" not in evaluate.summary_line(summary)
 
 
 def test_another_task_is_pointed_out(pillar_checkpoint, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Intervals against published values and exact cases."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -40,6 +41,23 @@ def test_bootstrap_has_the_width_of_the_normal_interval():
     assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.1 * half)
 
 
+@pytest.mark.parametrize(("n", "resamples"), [(7, 10_000), (701, 4_001), (2_501, 999)])
+def test_bootstrap_in_slices_is_that_of_one_draw(n, resamples):
+    values = np.random.default_rng(1).normal(3.0, 2.0, n)
+    drawn = np.random.default_rng(5).integers(0, n, (resamples, n))
+    expected = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    assert bootstrap_interval(values.tolist(), resamples=resamples, seed=5) == tuple(expected)
+
+
+def test_bootstrap_of_many_values_takes_little_memory():
+    values = np.random.default_rng(1).normal(size=50_000)
+    tracemalloc.start()
+    bootstrap_interval(values.tolist(), resamples=200)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6  # 160 MB in one piece
+
+
 def test_bootstrap_needs_values():
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_interval([])
@@ -51,6 +69,12 @@ def test_sign_test_counts_the_outcomes_of_fair_coins():
     assert sign_test(9, 1) == sign_test(1, 9)
     assert sign_test(4, 4) == 1
     assert sign_test(0, 0) == 1
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(3, 17), (60, 41), (512, 600)])
+def test_sign_test_agrees_with_the_binomial_sum(wins, losses):
+    n, few = wins + losses, min(wins, losses)
+    assert sign_test(wins, losses) == 2 * (sum(math.comb(n, k) for k in range(few + 1)) / 2**n)
 
 
 def test_sign_test_is_right_as_often_as_it_says():

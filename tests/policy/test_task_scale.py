@@ -119,6 +119,35 @@ def test_streams_of_different_tasks_side_by_side_act_in_their_own_units(policy, 
     np.testing.assert_array_equal(some[[1, 3]], chunk[[1, 3]])
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ([0.0, 0.0], "[0, 0]"),
+        ([0.5, 0.5], "[0.5, 0.5]"),
+        ([-3.0, -2.0], "[-3, -2]"),
+        ([1.0, 1.0], "[1, 1]"),
+        ([0.0, 0.999], "[0, 0.999]"),
+        ([2.0, 0.0], "[2, 0]"),
+        ([1.0, np.nan], "[1, nan]"),
+    ],
+)
+def test_a_task_that_is_not_one_of_them_is_refused(policy, told, said):
+    agent, seen = make_agent(policy, 2), arrays_of(0, 1)
+    seen[TASK][1, -1] = told
+    with pytest.raises(ValueError, match="exactly one of the 2 elements must be 1") as error:
+        agent.chunk(agent.start([0, 1]), seen)
+    assert f"slot 1 is told 'task' = {said} at its newest step" in str(error.value)
+    agent.chunk(agent.start([0, 1]), seen, [0])  # Nobody asks for the other one.
+
+
+def test_only_the_newest_step_tells_the_task_and_rounding_does_not_matter(policy):
+    agent, seen = make_agent(policy, 2), arrays_of(0, 1)
+    expected = agent.chunk(agent.start([0, 1]), seen)
+    seen[TASK][:, 0] = 0.5
+    seen[TASK][:, -1] += 5e-7
+    np.testing.assert_allclose(agent.chunk(agent.start([0, 1]), seen), expected, rtol=1e-6)
+
+
 class Starting:
     """A sampler that counts the streams that begin."""
 
@@ -197,6 +226,12 @@ def test_jumps_from_plan_to_plan_are_measured_in_the_scale_of_their_task(policy)
     assert [list(told) for told in executor.told] == [[TASK]]
     agent = cast(Agent, SimpleNamespace(policy=policy, device="cpu"))
     assert frontier._jump(agent, executor) == pytest.approx(1, abs=1e-5)
+
+
+def test_latency_is_measured_on_a_task_that_there_is(policy):
+    settings = SimpleNamespace(repeats=2)
+    rig = SimpleNamespace(agent=lambda row, rows: make_agent(policy, rows), _cfg=settings)
+    assert all(ms > 0 for ms in frontier.Rig._latency(cast(frontier.Rig, rig), {}).values())
 
 
 def test_conditions_of_tasks_are_in_the_middle_of_each(policy):
