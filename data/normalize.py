@@ -26,11 +26,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.statistics import (
+    angles_of,
+    check_shape,
+    checked,
+    scaled_elements,
+    sets_of_steps,
+    statistics,
+    statistics_of_sets,
+)
 from data.types import Contract, ContractError, Field
-
-# An element that varies by less is taken as constant: below the rounding of float32 around its
-# value, or below a millionth of a unit, where a scale would only blow noise up.
-CONSTANT = 1e-6
 
 
 class Normalizer(nn.Module):
@@ -54,7 +59,7 @@ class Normalizer(nn.Module):
             if "." in name:
                 raise ContractError(f"field name {name!r} holds a '.': rename it, such as 'a_b'")
             if not field.is_image:
-                n_scaled = len(_scaled_elements(name, field))
+                n_scaled = len(scaled_elements(name, field))
                 n_sets = [contract.fields[self._teller].size] if field.scaled_per else []
                 self.register_buffer(f"{name}/center", torch.zeros(*n_sets, n_scaled))
                 self.register_buffer(f"{name}/scale", torch.ones(*n_sets, n_scaled))
@@ -73,15 +78,15 @@ class Normalizer(nn.Module):
                 statistics has no steps, or a step does not tell its own.
         """
         normalizer = cls(contract)
-        sets = _sets_of_steps(contract, arrays)
+        sets = sets_of_steps(contract, arrays)
         for name, field in contract.fields.items():
             if field.is_image:
                 continue
-            values = _checked(name, field, arrays.get(name))
+            values = checked(name, field, arrays.get(name))
             if field.scaled_per:
-                center, scale = _statistics_of_sets(name, field, values, sets)
+                center, scale = statistics_of_sets(name, field, values, sets)
             else:
-                center, scale = _statistics(name, field, values)
+                center, scale = statistics(name, field, values)
             normalizer.get_buffer(f"{name}/center").copy_(torch.from_numpy(center))
             normalizer.get_buffer(f"{name}/scale").copy_(torch.from_numpy(scale))
         normalizer._is_fitted = True
@@ -90,7 +95,7 @@ class Normalizer(nn.Module):
     def size(self, name: str) -> int:
         """F, the number of features a network sees of a field."""
         field = self._field(name)
-        return field.size + len(_angles(name, field))
+        return field.size + len(angles_of(name, field))
 
     def sets_of(self, observation: Mapping[str, Tensor]) -> Tensor | None:
         """Which statistics scale each observation and its actions, [B]; None where all are alike.
@@ -125,7 +130,7 @@ class Normalizer(nn.Module):
                 statistics yet, or several sets of them and not one named for each row.
         """
         field = self._field(name)
-        _check_shape(name, tuple(x.shape), field.shape)
+        check_shape(name, tuple(x.shape), field.shape)
         if field.is_image:
             if x.dtype != torch.uint8:
                 raise ValueError(
@@ -136,11 +141,11 @@ class Normalizer(nn.Module):
         leading = x.shape[: x.ndim - len(field.shape)]
         center, scale = self._scaling(name, leading, sets)
         flat = x.reshape(*leading, field.size).to(center.dtype)
-        angles = _angles(name, field)
+        angles = angles_of(name, field)
         if not angles:
             return (flat - center) / scale
         angle = flat[..., angles]
-        scaled = (flat[..., _scaled_elements(name, field)] - center) / scale
+        scaled = (flat[..., scaled_elements(name, field)] - center) / scale
         return torch.cat([scaled, angle.cos(), angle.sin()], dim=-1)
 
     def unnormalize(self, name: str, x: Tensor, sets: Tensor | None = None) -> Tensor:
@@ -158,16 +163,16 @@ class Normalizer(nn.Module):
         """
         field = self._field(name)
         if field.is_image:
-            _check_shape(name, tuple(x.shape), field.shape)
+            check_shape(name, tuple(x.shape), field.shape)
             return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        _check_shape(name, tuple(x.shape), (self.size(name),))
+        check_shape(name, tuple(x.shape), (self.size(name),))
         center, scale = self._scaling(name, x.shape[:-1], sets)
         n_scaled = center.shape[-1]
         flat = x[..., :n_scaled] * scale + center
-        angles = _angles(name, field)
+        angles = angles_of(name, field)
         if angles:
             cos, sin = x[..., n_scaled:].chunk(2, dim=-1)
-            order = np.argsort([*_scaled_elements(name, field), *angles])
+            order = np.argsort([*scaled_elements(name, field), *angles])
             flat = torch.cat([flat, torch.atan2(sin, cos)], dim=-1)[..., order.tolist()]
         return flat.reshape((*x.shape[:-1], *field.shape))
 
@@ -235,91 +240,3 @@ class Normalizer(nn.Module):
             raise ContractError(f"the statistics {broken} of the state dict are not finite")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._is_fitted = True
-
-
-def _angles(name: str, field: Field) -> list[int]:
-    """Elements that a network sees as cosine and sine."""
-    return [] if name == "action" else list(field.angles)
-
-
-def _scaled_elements(name: str, field: Field) -> list[int]:
-    """Elements that have a center and a scale."""
-    angles = _angles(name, field)
-    return [element for element in range(field.size) if element not in angles]
-
-
-def _sets_of_steps(contract: Contract, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Which set of statistics each step belongs to, [n_steps]; empty where there is one for all.
-
-    Raises:
-        ValueError: a step does not tell its set, or a set has no steps.
-    """
-    name = contract.scaled_per
-    if not name:
-        return np.empty(0, np.int64)
-    field = contract.observation[name]
-    told = _checked(name, field, arrays.get(name))
-    is_one_hot = ((told == 0) | (told == 1)).all(axis=1) & (told.sum(axis=1) == 1)
-    if not is_one_hot.all():
-        step = int(np.argmin(is_one_hot))
-        raise ValueError(
-            f"{name} is {told[step].tolist()} at step {step}, it must be one-hot to tell by which "
-            f"statistics others are scaled"
-        )
-    missing = np.flatnonzero(~told.any(axis=0))
-    if len(missing):
-        names = f" of {field.frame}" if field.frame else ""
-        raise ValueError(
-            f"no step has element {missing[0]} of {name}{names}, so that there are no statistics "
-            f"for it: learn from steps of it too, or lower the share that is held out"
-        )
-    return told.argmax(axis=1)
-
-
-def _statistics_of_sets(
-    name: str, field: Field, values: np.ndarray, sets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Center and scale [n_sets, n_scaled] of data [n_steps, *shape], of the steps of each set."""
-    if len(values) != len(sets):
-        raise ValueError(
-            f"{name} has {len(values)} steps, {field.scaled_per} has {len(sets)}: give as many"
-        )
-    n_sets = int(sets.max()) + 1  # None of them is without steps.
-    each = [_statistics(name, field, values[sets == number]) for number in range(n_sets)]
-    center, scale = zip(*each, strict=True)
-    return np.stack(center), np.stack(scale)
-
-
-def _checked(name: str, field: Field, values: np.ndarray | None) -> np.ndarray:
-    """A field's data [n_steps, *shape]; ValueError where they have no statistics."""
-    if values is None:
-        raise ValueError(f"the data lacks the field {name!r}, which the contract has")
-    values = np.asarray(values)
-    _check_shape(name, values.shape, field.shape)
-    if not len(values):
-        raise ValueError(f"{name} has zero steps, statistics need at least one")
-    if not np.isfinite(values).all():
-        step = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise ValueError(f"{name} is not a finite number at step {step}: leave it out")
-    return values
-
-
-def _statistics(name: str, field: Field, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Center and scale [n_scaled] of a field's checked data [n_steps, *shape]."""
-    elements = _scaled_elements(name, field)
-    flat = values.reshape(len(values), field.size)[:, elements].astype(np.float64)
-    low, high = flat.min(axis=0), flat.max(axis=0)
-    center, scale = (low + high) / 2, (high - low) / 2
-    is_discrete = np.isin(elements, field.discrete)
-    if field.normalization == "gaussian":
-        center = np.where(is_discrete, center, flat.mean(axis=0))
-        scale = np.where(is_discrete, scale, flat.std(axis=0))
-    scale = np.where(high - low <= CONSTANT * np.maximum(1, np.abs(center)), 1.0, scale)
-    if field.normalization == "identity":
-        center, scale = np.where(is_discrete, center, 0.0), np.where(is_discrete, scale, 1.0)
-    return center.astype(np.float32), scale.astype(np.float32)
-
-
-def _check_shape(name: str, shape: tuple[int, ...], trailing: tuple[int, ...]) -> None:
-    if trailing and shape[-len(trailing) :] != trailing:
-        raise ValueError(f"{name} has shape {shape}, it must end in {trailing}")

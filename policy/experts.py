@@ -24,7 +24,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data.mixture import TASK
+from data.joint_contract import TASK
 from policy.build import from_checkpoint, trained_levels
 from policy.checkpoint import load
 from policy.durable import write_json

@@ -7,7 +7,7 @@ import gymnasium
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
-from data.mixture import TASK
+from data.joint_contract import TASK
 from data.types import Contract, ContractError
 from envs.vector import MakeEnv
 

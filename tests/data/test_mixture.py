@@ -8,7 +8,8 @@ import torch
 
 from data.dataset import WindowDataset
 from data.goals import Hindsight
-from data.mixture import TASK, Mixture, split, task_field, visits_of
+from data.joint_contract import TASK, task_field
+from data.mixture import Mixture, split, visits_of
 from data.normalize import Normalizer
 from data.store import EpisodeStore, StoreError
 from data.types import Contract, ContractError, Field, Horizons

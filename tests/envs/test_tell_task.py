@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from data.mixture import TASK, task_field
+from data.joint_contract import TASK, task_field
 from data.types import Contract, Field
 from envs.tell_task import FIELD, TellTask, make
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.mixture import TASK, task_field
+from data.joint_contract import TASK, task_field
 from data.store import EpisodeStore
 from data.types import Contract, Field
 from policy import bench_experts, experts

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from data.dataset import WindowDataset
-from data.mixture import TASK, Mixture, task_field
+from data.joint_contract import TASK, task_field
+from data.mixture import Mixture
 from data.normalize import Normalizer
 from data.store import EpisodeStore
 from data.types import Batch, Contract, Field, Horizons

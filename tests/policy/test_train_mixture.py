@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 
-from data.mixture import TASK
+from data.joint_contract import TASK
 from data.normalize import Normalizer
 from data.store import EpisodeStore
 from data.types import Contract, Field
