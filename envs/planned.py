@@ -16,11 +16,16 @@ Shape legend: `H` steps of a plan, `M` plans, `P` knots, `Da` action size.
 # MuJoCo ships no type stubs, its names come from a compiled module.
 # pyright: reportAttributeAccessIssue=false
 
+import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
+
+from envs.rendering import DEFAULT, RenderingError, choose_backend
 
 Expert = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
@@ -33,7 +38,7 @@ FALL = 50.0  # of return
 
 
 class Planned(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
-    """A MuJoCo task of Gymnasium with an expert.
+    """A MuJoCo task of Gymnasium with an expert, drawn by whichever OpenGL backend works.
 
     Args:
         env: whose innermost environment is a `MujocoEnv`.
@@ -43,6 +48,20 @@ class Planned(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
         # Recorded so that `env.spec.make()` builds the same wrapper again.
         gymnasium.utils.RecordConstructorArgs.__init__(self)
         gymnasium.Wrapper.__init__(self, env)
+
+    def render(self) -> Any:
+        """A picture, as the task's render mode has it.
+
+        Raises:
+            RenderingError: nothing renders here; the message says how to install what does.
+        """
+        backend = choose_backend()
+        if backend != DEFAULT:
+            os.environ["MUJOCO_GL"] = backend  # Which Gymnasium reads at the first picture.
+        try:
+            return self.env.render()
+        except mujoco.FatalError as error:
+            raise RenderingError(f"the OpenGL backend {backend!r} cannot draw: {error}") from error
 
     def experts(self) -> dict[str, Callable[[np.random.Generator], Expert]]:
         """A planner that looks at the simulator's state."""

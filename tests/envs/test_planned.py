@@ -1,11 +1,18 @@
 """The planner of Gymnasium's MuJoCo tasks: what it foresees happens, and it never plans worse."""
 
+# MuJoCo ships no type stubs, its names come from a compiled module.
+# pyright: reportAttributeAccessIssue=false
+
+import os
+
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 
 from envs.gymnasium_adapter import make
 from envs.planned import FALL, N_KNOTS, N_PLANS, STEPS, Planned, PredictiveSampling
+from envs.rendering import RenderingError
 
 ID = "Hopper-v5"
 
@@ -93,6 +100,33 @@ def test_expert_gains_more_than_random_actions():
 
 def test_other_environments_have_no_planner():
     assert not hasattr(make("Pendulum-v1"), "experts")
+
+
+def test_where_nothing_renders_it_says_so(monkeypatch):
+    def nothing():
+        raise RenderingError("install one of them")
+
+    monkeypatch.setattr("envs.planned.choose_backend", nothing)
+    env = make(ID, render_mode="rgb_array")
+    env.reset(seed=0)
+    with pytest.raises(RenderingError, match="install one of them"):
+        env.render()
+    env.close()
+
+
+def test_a_backend_that_fails_is_named(monkeypatch):
+    def broken(self):
+        raise mujoco.FatalError("no context")
+
+    monkeypatch.setattr("envs.planned.choose_backend", lambda: "egl")
+    monkeypatch.setenv("MUJOCO_GL", "")
+    env = make(ID, render_mode="rgb_array")
+    monkeypatch.setattr(type(env.unwrapped), "render", broken)
+    env.reset(seed=0)
+    with pytest.raises(RenderingError, match="'egl' cannot draw: no context"):
+        env.render()
+    assert os.environ["MUJOCO_GL"] == "egl"
+    env.close()
 
 
 def test_its_specification_makes_it_again():
