@@ -8,6 +8,7 @@ a wish to stop) is told to all before any of them acts on it, or the others woul
 Shape legend: `T` chunks in a row, `N` environments of a rank.
 """
 
+import gc
 import os
 from dataclasses import dataclass
 
@@ -72,6 +73,8 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
             dist.destroy_process_group()
+            # What still refers to the group would end it with the interpreter, and abort.
+            gc.collect()
 
 
 def join() -> Ranks:
