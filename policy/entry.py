@@ -37,16 +37,23 @@ def compose_config(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
         return compose(verb, overrides=list(overrides))
 
 
-def compose_sampler(name: str, settings: Mapping[str, object] | None = None) -> DictConfig:
-    """The configuration of one sampler, with some (nested) settings changed.
+def compose_part(
+    group: str, choice: str, settings: Mapping[str, object] | None = None
+) -> DictConfig:
+    """The configuration of one choice of a part, with some (nested) settings changed.
+
+    Args:
+        group: kind of part, such as "sampler".
+        choice: name of its file.
+        settings: that differ from the file's.
 
     Raises:
-        HydraException: there is no such sampler.
+        HydraException: there is no such choice.
         OmegaConfBaseException: there is no such setting.
     """
-    with initialize_config_dir(str(CONFIGS), version_base="1.3", job_name="cadence_sampler"):
-        sampler = compose(f"sampler/{name}").sampler
-    changed = OmegaConf.merge(sampler, dict(settings or {}))
+    with initialize_config_dir(str(CONFIGS), version_base="1.3", job_name=f"cadence_{group}"):
+        part = compose(f"{group}/{choice}")[group]
+    changed = OmegaConf.merge(part, dict(settings or {}))
     assert isinstance(changed, DictConfig)
     return changed
 

@@ -2,6 +2,7 @@
 
     cadence evaluate checkpoint=outputs/train/latest env=pillar episodes=100 seed=100000
     cadence evaluate checkpoint=outputs/train/latest env=metaworld_10 episodes=20  # of each task
+    cadence evaluate checkpoint=... env=gym_pusht control=async delay=2 seam=blend
 
 Episode i starts from seed `seed + i`. Its result depends on the checkpoint, the sampler and that
 seed, not on `num_envs`. An episode's score is its best reward (the protocol of Diffusion Policy,
@@ -9,32 +10,39 @@ RSS 2023), its return the sum of them, printed where no episode succeeds. Their 
 bootstrap over episodes, the success rate's is Wilson's. Of several tasks each is played from the
 same seeds, and shown in a table besides the mean.
 
+With `control=async` the loop that controls robots plays the episodes, one after the other, on a
+virtual clock: its threads, mailboxes and governor are the real ones, each chunk is late by `delay`
+ticks (`faults` has jitter, drops and stalls), and `seam` says how the loop deals with it. See also
+`cadence delays`.
+
 Writes results.json (episodes, score, success, the return as total, their intervals,
 calls_per_action, fingerprint) and videos/*.mp4. Ctrl-C keeps the finished episodes, marked as
 incomplete.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from data.record import contract_of
 from data.types import Contract
 from envs.rendering import RenderingError
-from envs.vector import MakeEnv, make_vec
+from envs.vector import MakeEnv
 from policy.agent import Agent
+from policy.controls import AsyncLoop, Control, Lockstep
 from policy.durable import write_json
 from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
-from policy.play import Episode, play
+from policy.play import Episode
 from policy.statistics import bootstrap_interval, wilson_interval
 from policy.tasks import check_told, maker, tasks_of
 from policy.video import film
+
+CONTROLS: Mapping[str, Callable[[DictConfig], Control]] = {"lockstep": Lockstep, "async": AsyncLoop}
 
 
 def summarise(episodes: Sequence[Episode], modes: Sequence[str] = ()) -> dict:
@@ -94,15 +102,8 @@ def run(cfg: DictConfig) -> dict:
         raise ValueError(f"episodes is {cfg.episodes}, it must be at least 1")
     use_threads(cfg.threads)
     device = pick_device(cfg.device)
-    agent = Agent.load(
-        cfg.checkpoint,
-        instantiate(cfg.sampler),
-        action_horizon=cfg.action_horizon,
-        inference_delay=cfg.inference_delay,
-        device=device,
-        rows=cfg.rows,
-        goal_weight=cfg.goal_weight,
-    )
+    control = control_of(cfg)
+    agent = control.agent
     makers = {task: maker(cfg, task) for task in tasks_of(cfg)}
     modes: Sequence[str] = ()
     for make_env in makers.values():
@@ -111,7 +112,7 @@ def run(cfg: DictConfig) -> dict:
     print(
         f"checkpoint: {cfg.checkpoint}, weights: {agent.weights}, device: {device}, {agent.calls}"
     )
-    by_task = measure_tasks(agent, makers, cfg)
+    by_task = measure_tasks(control.measure, makers, cfg)
     episodes = [episode for part in by_task.values() for episode in part]
     results = {
         **summarise(episodes, modes),
@@ -123,6 +124,8 @@ def run(cfg: DictConfig) -> dict:
         "action_horizon": agent.horizons.action,
         "inference_delay": cfg.inference_delay,
         "goal_weight": cfg.goal_weight,
+        "control": cfg.control,
+        **control.facts(),
         "checkpoint": str(cfg.checkpoint),
         "env": plain(cfg.env),
         "sampler": plain(cfg.sampler),
@@ -171,7 +174,9 @@ def check_env(contract: Contract, make_env: MakeEnv, *, checkpoint: str) -> Sequ
 
 
 def measure_tasks(
-    agent: Agent, makers: Mapping[str | None, MakeEnv], cfg: DictConfig
+    measure: Callable[[MakeEnv], list[Episode]],
+    makers: Mapping[str | None, MakeEnv],
+    cfg: DictConfig,
 ) -> dict[str | None, list[Episode]]:
     """The episodes of each task in turn; after Ctrl-C those that were finished.
 
@@ -183,7 +188,7 @@ def measure_tasks(
         if len(makers) > 1:
             print(f"[{number}/{len(makers)}] {task}")
         try:
-            finished[task] = measure(agent, make_env, cfg)
+            finished[task] = measure(make_env)
         except KeyboardInterrupt:
             if not finished:
                 raise
@@ -193,29 +198,15 @@ def measure_tasks(
     return finished
 
 
-def measure(agent: Agent, make_env: MakeEnv, cfg: DictConfig) -> list[Episode]:
-    """The episodes by seed; after Ctrl-C those that were finished.
+def control_of(cfg: DictConfig) -> Control:
+    """Who plays the episodes, as `control` says.
 
     Raises:
-        KeyboardInterrupt: none was finished.
+        ValueError: there is no such control, or a setting that it does not look at was changed.
     """
-    finished: list[Episode] = []
-    envs = make_vec(
-        make_env,
-        min(cfg.num_envs, cfg.episodes),
-        horizons_obs=agent.horizons.obs,
-        horizons_action=agent.horizons.action,
-    )
-    seeds = range(cfg.seed, cfg.seed + cfg.episodes)
-    try:
-        play(agent, envs, seeds, finished=finished)
-    except KeyboardInterrupt:
-        print("\ninterrupted: the finished episodes are kept; short ones are over-represented")
-        if not finished:
-            raise
-    finally:
-        envs.close()
-    return sorted(finished, key=lambda episode: episode.seed)
+    if cfg.control not in CONTROLS:
+        raise ValueError(f"control is {cfg.control!r}, choose one of {', '.join(CONTROLS)}")
+    return CONTROLS[cfg.control](cfg)
 
 
 def film_first(

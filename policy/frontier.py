@@ -37,7 +37,7 @@ from policy.bench import percentiles_ms
 from policy.build import chunk_space, from_checkpoint
 from policy.checkpoint import fingerprint_of, load
 from policy.durable import write_json, write_text
-from policy.entry import compose_sampler, entry, out_dir, pick_device, plain, use_threads
+from policy.entry import compose_part, entry, out_dir, pick_device, plain, use_threads
 from policy.evaluate import check_env, summarise
 from policy.fingerprint import fingerprint
 from policy.frontier_figure import draw, table
@@ -94,7 +94,7 @@ class Rig:
             inference_delay=row["delay"],
             device=self._device,
         )
-        sampler = instantiate(compose_sampler(row["sampler"], row["set"]))(space=space)
+        sampler = instantiate(compose_part("sampler", row["sampler"], row["set"]))(space=space)
         n_rows = int(self._cfg.rows) if rows is None else rows
         given = {"rows": n_rows, "goal_weight": float(row["goal_weight"])}
         return Agent(self._policy, sampler, device=self._device, **given)
@@ -102,7 +102,7 @@ class Rig:
     def complete(self, row: dict) -> dict:
         """A row with its executed actions, its name and its sampler's whole configuration."""
         row = {**row, "action": self.agent(row).horizons.action}
-        sampler = plain(compose_sampler(row["sampler"], row["set"]))
+        sampler = plain(compose_part("sampler", row["sampler"], row["set"]))
         return {**row, "name": name_of(row), "configuration": sampler}
 
     def measure(self, row: dict) -> dict:

@@ -1,33 +1,68 @@
 """Control a robot in wall-clock time with a trained policy, and report the timing.
 
     cadence run checkpoint=outputs/train/latest env=pillar episodes=3
-    cadence run checkpoint=outputs/train/latest env=pillar robot.command_latency=0.05
+    cadence run checkpoint=outputs/train/latest env=arm robot=sim_process seam.manner.patience=0
+    cadence run policy=ws://127.0.0.1:8765 env=pillar        # planned by `cadence serve`
+    cadence run policy=ws://... env=arm robot=ur robot.host=192.168.1.5 governor=limited
 
-Episode i starts from seed `seed + i`. The loop observes and commands once a control period; when a
-chunk's executed actions are consumed it waits for the policy, and a tick that ends meanwhile counts
-as missed. Latencies are of warm calls. Writes run.json. Ctrl-C stops the robot and keeps what was
-measured.
+Episode i starts from seed `seed + i`. The control thread observes and commands once a control
+period; the policy plans beside it, and `seam` says what is done until its chunk is there and where
+chunks meet. Nothing reaches the robot but what the governor (`governor`) lets through: it is
+application-level protection, not a certified safety function, and a robot's own emergency stop
+stays mandatory. Ctrl-C brings the robot to rest within its limits and keeps what was measured; so
+does `kill -USR1 PID` as an emergency stop, at the next tick. A fault of the governor ends the run
+with exit status 3. Latencies are of warm calls. Writes run.json.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import gc
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Protocol, cast
 
-import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from data.types import Contract
-from envs.robots.sim import SimRobot
-from policy.agent import Agent
 from policy.control.clock import WallClock
-from policy.control.latency import Summary, TimingLog
-from policy.control.loop import control_loop
+from policy.control.delay import DelayEstimate
+from policy.control.governed import Governed
+from policy.control.inference import Inference
+from policy.control.latency import TimingLog
+from policy.control.loop import Manner, control_loop
+from policy.control.samples import Summary
 from policy.durable import write_json
-from policy.entry import entry, out_dir, pick_device, use_threads
+from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
+from policy.planning import AgentPlanner
+from policy.serve import read_token
+from policy.serving.client import RemotePlanner
 from policy.tasks import check_told, maker
-from policy.types import ActionChunk, Robot
+from policy.telemetry import Telemetry
+from policy.types import Planner, Robot
+
+FAULT_STATUS = 3
+
+
+class EpisodicRobot(Robot, Protocol):
+    """A robot that plays episodes, as those of envs/robots do."""
+
+    episode_over: bool
+    is_success: bool
+    clipped: int
+    mode: int
+
+    def reset(self, seed: int) -> None:
+        """Start a new episode."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,6 +75,7 @@ class Episode:
         ticks: control ticks that passed.
         clipped: commands that were moved to the robot's limits.
         mode: way taken, where the task has several; 0 is none.
+        fault: what the governor stopped the robot for; "" for nothing.
     """
 
     seed: int
@@ -47,157 +83,250 @@ class Episode:
     ticks: int
     clipped: int
     mode: int
-
-
-class StreamPolicy:
-    """One stream of an agent, as the control loop asks for it.
-
-    Args:
-        agent: whose chunks are executed.
-        seed: of the noise.
-    """
-
-    def __init__(self, agent: Agent, seed: int):
-        self._agent = agent
-        self._streams = agent.start([seed])
-        self._tick: int | None = None
-
-    def __call__(self, history: Mapping[str, np.ndarray], tick: int) -> ActionChunk:
-        """The chunk for `tick`; the stream moves on by the ticks that passed since the last."""
-        if self._tick is not None:
-            passed = tick - self._tick
-            if passed < self._agent.horizons.future:
-                self._agent.shift(self._streams, passed)
-            else:  # Nothing of the last plan is left.
-                self._agent.renew(self._streams, 0)
-                self._streams.ticks[0] += passed
-        self._tick = tick
-        batch = {name: values[None] for name, values in history.items()}
-        actions = self._agent.chunk(self._streams, batch)[0]
-        return ActionChunk(actions, tick, self._agent.contract)
+    fault: str = ""
 
 
 def timing_table(log: TimingLog) -> str:
-    """Period, latency and delay in milliseconds, and what was missed, for a terminal."""
+    """Period, latency, delay and age in milliseconds, and what was missed, for a terminal."""
     report = log.report()
-    lines = [f"{'[ms]':<18}{'mean':>9}{'p50':>9}{'p95':>9}{'p99':>9}{'max':>9}"]
+    lines = [f"{'[ms]':<18}{'mean':>9}{'p50':>9}{'p95':>9}{'p99':>9}{'p99.9':>9}{'max':>9}"]
     for name, summary in (
         (f"period (want {1e3 * report.control_dt:g})", report.period),
         ("policy latency", report.latency),
+        ("wake-up", report.wake),
+        ("work to command", report.work),
         ("command delay", report.delay),
+        ("age at command", report.age),
     ):
         lines.append(f"{name:<18}{_milliseconds(summary)}")
-    lines.append(
+    late = ", ".join(f"{n} x {ticks}" for ticks, n in report.delays.items()) or "none"
+    lines += [
         f"commands {report.n_commands}  missed deadlines {report.n_missed}  "
-        f"held {report.n_held}  refused chunks {report.n_unsafe}"
-    )
+        f"stalls of the system {report.n_stalls}  held {report.n_held}",
+        f"chunks late by [ticks]: {late}  later than reckoned {report.n_late}  "
+        f"failed requests {report.n_failed}  refused chunks {report.n_unsafe}",
+    ]
     return "\n".join(lines)
 
 
 def _milliseconds(summary: Summary | None) -> str:
     if summary is None:
         return "  no samples"
-    values = (summary.mean, summary.p50, summary.p95, summary.p99, summary.max)
-    return "".join(f"{1e3 * value:>9.2f}" for value in values)
+    s = summary
+    return "".join(f"{1e3 * value:>9.2f}" for value in (s.mean, s.p50, s.p95, s.p99, s.p999, s.max))
 
 
 def control_episodes(
-    robot: SimRobot[Contract],
-    agent: Agent,
+    robot: EpisodicRobot,
+    governed: Governed,
+    inference: Inference,
+    planner: Planner,
     *,
+    manner: Manner,
+    delay: DelayEstimate,
     seeds: Sequence[int],
     seconds: float,
     log: TimingLog,
     finished: list[Episode],
 ) -> None:
-    """One episode per seed on a simulated robot in wall-clock time.
+    """One episode per seed in wall-clock time; a fault of the governor ends them.
 
     Args:
         robot: on the clock of this process (`WallClock`).
-        agent: that plans.
+        governed: the same robot behind its governor.
+        inference: of the planner, on that clock.
+        planner: tells the horizons.
+        manner: how delays are dealt with.
+        delay: the estimate, which learns.
         seeds: of the starts and of the policy's noise.
         seconds: longest episode.
         log: takes in the timing.
         finished: gets each episode as it ends, so that an interruption loses none.
     """
-    n_ticks = round(seconds / robot.contract.control_dt)
-    for seed in seeds:
+    n_ticks = math.ceil(seconds / robot.contract.control_dt)
+    for epoch, seed in enumerate(seeds):
         robot.reset(seed)
-        _warm_up(robot, agent)
-        ticks = control_loop(
-            cast(Robot, robot),
-            StreamPolicy(agent, seed),
-            clock=WallClock(),
-            horizons=agent.horizons,
-            n_ticks=n_ticks,
-            log=log,
-            is_over=lambda: robot.episode_over,
+        governed.arm()
+        with _without_collections():
+            ticks = control_loop(
+                governed,
+                inference,
+                clock=WallClock(),
+                horizons=planner.horizons,
+                manner=manner,
+                delay=delay,
+                n_ticks=n_ticks,
+                log=log,
+                epoch=epoch,
+                seed=seed,
+                is_over=lambda: robot.episode_over,
+            )
+        fault = governed.fault
+        finished.append(
+            Episode(
+                seed,
+                robot.is_success,
+                ticks,
+                robot.clipped,
+                robot.mode,
+                fault.value if fault else "",
+            )
         )
-        finished.append(Episode(seed, robot.is_success, ticks, robot.clipped, robot.mode))
         print(f"start {seed}: {'success' if robot.is_success else 'no success'}, {ticks} ticks")
+        if fault is not None:
+            print(f"the governor stopped the robot: {fault.value}; see the log above")
+            return
 
 
-def _warm_up(robot: SimRobot[Contract], agent: Agent) -> None:
-    """Plan once for nothing: the first calls of a network are slower than all others."""
-    fields = robot.read().fields
-    history = {k: np.stack([value] * agent.horizons.obs) for k, value in fields.items()}
-    StreamPolicy(agent, 0)(history, 0)
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """No garbage collection: a full one takes many milliseconds, in whichever thread it happens."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
-def run(cfg: DictConfig) -> dict:
-    """Control as configured; returns what run.json holds."""
-    for name in ("episodes", "seconds"):
-        if cfg[name] <= 0:
-            raise ValueError(f"{name} is {cfg[name]}, it must be positive")
-    use_threads(cfg.threads)
+@contextlib.contextmanager
+def _emergency_stop_on_signal(governed: Governed) -> Iterator[None]:
+    """`kill -USR1` stops the robot; from the main thread only, as Python demands."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGUSR1, lambda *_: governed.emergency_stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+@contextlib.contextmanager
+def planner_of(cfg: DictConfig, robot: Contract) -> Iterator[Planner]:
+    """Who plans: a checkpoint in this process, or a policy server.
+
+    Raises:
+        ValueError: neither or both are given.
+        ContractError: what it was trained for is not what the robot has.
+        PlannerError: the server cannot be reached, or refuses.
+    """
+    if (cfg.checkpoint is None) == (cfg.policy is None):
+        raise ValueError(
+            f"checkpoint is {cfg.checkpoint}, policy is {cfg.policy}: give one of checkpoint=DIR "
+            f"and policy=ws://HOST:PORT"
+        )
+    if cfg.policy is not None:
+        token = read_token(cfg.token_file, cfg.token_env) or ""
+        with RemotePlanner(
+            cfg.policy, robot, token=token, deadline=cfg.deadline, name=f"cadence run {os.getpid()}"
+        ) as remote:
+            yield remote
+        return
     device = pick_device(cfg.device)
-    agent = Agent.load(
+    local = AgentPlanner.load(
         cfg.checkpoint,
         instantiate(cfg.sampler),
         action_horizon=cfg.action_horizon,
         device=device,
-        rows=1,
         goal_weight=cfg.goal_weight,
     )
-    robot = instantiate(cfg.robot)(
-        maker(cfg, None), clock=WallClock().now, read_contract=Contract.from_json
-    )
     this = f"checkpoint {cfg.checkpoint}"
-    check_told(agent.contract, robot.contract, this=this, that="the robot")
-    agent.contract.check(robot.contract, this=this, that="the robot")
-    out = out_dir(cfg, "run")
-    print(f"device: {device}, {agent.calls}")
+    check_told(local.contract, robot, this=this, that="the robot")
+    local.contract.check(robot, this=this, that="the robot")
+    print(f"device: {device}, {local.agent.calls}")
+    local.warm_up()
+    yield local
+
+
+def run(cfg: DictConfig) -> dict | int:
+    """Control as configured; returns what run.json holds, or the exit status of a fault."""
+    for name in ("episodes", "seconds"):
+        if cfg[name] <= 0:
+            raise ValueError(f"{name} is {cfg[name]}, it must be positive")
+    use_threads(cfg.threads)
+    clock = WallClock()
+    robot: EpisodicRobot = instantiate(cfg.robot)(
+        maker(cfg, None), clock=clock.now, read_contract=Contract.from_json
+    )
     log = TimingLog(robot.contract.control_dt)
     finished: list[Episode] = []
     try:
-        control_episodes(
-            robot,
-            agent,
-            seeds=range(cfg.seed, cfg.seed + cfg.episodes),
-            seconds=cfg.seconds,
-            log=log,
-            finished=finished,
+        governor = instantiate(cfg.governor)(
+            action=robot.contract.action, control_dt=robot.contract.control_dt
         )
+        governed = Governed(cast(Robot, robot), governor)
+        with planner_of(cfg, robot.contract) as planner:
+            out = out_dir(cfg, "run")
+            try:
+                with (
+                    Inference(planner, clock=clock) as inference,
+                    _emergency_stop_on_signal(governed),
+                    Telemetry(planner, governed, log),
+                ):
+                    control_episodes(
+                        robot,
+                        governed,
+                        inference,
+                        planner,
+                        manner=instantiate(cfg.seam.manner),
+                        delay=instantiate(cfg.seam.delay),
+                        seeds=range(cfg.seed, cfg.seed + cfg.episodes),
+                        seconds=cfg.seconds,
+                        log=log,
+                        finished=finished,
+                    )
+            finally:
+                results = _results(cfg, planner, governed, log, finished)
+                write_json(out / "run.json", results)
+                print(timing_table(log))
+                print(_summary(governed, finished))
     finally:
         robot.close()
-        results = {
-            "episodes": [asdict(episode) for episode in finished],
-            "complete": len(finished) == cfg.episodes,
-            "timing": log.report().to_json(),
-            "samples": {"period": log.periods, "latency": log.latencies, "delay": log.delays},
-            "nfe": agent.nfe,
-            "action_horizon": agent.horizons.action,
-            "checkpoint": str(cfg.checkpoint),
-            "seed": cfg.seed,
-            "fingerprint": fingerprint(),
-        }
-        write_json(out / "run.json", results)
-        print(timing_table(log))
-        print(
-            f"successes {sum(e.success for e in finished)} of {len(finished)} episodes, "
-            f"commands clipped to the limits: {sum(e.clipped for e in finished)}"
-        )
-    return results
+    return FAULT_STATUS if governed.fault is not None else results
+
+
+def _results(
+    cfg: DictConfig,
+    planner: Planner,
+    governed: Governed,
+    log: TimingLog,
+    finished: Sequence[Episode],
+) -> dict:
+    return {
+        "episodes": [asdict(episode) for episode in finished],
+        "complete": len(finished) == cfg.episodes and governed.fault is None,
+        "fault": governed.fault.value if governed.fault else None,
+        "refusals": _refusals(governed),
+        "timing": log.report().to_json(),
+        "samples": {
+            "period": log.periods.newest().tolist(),
+            "latency": log.latencies.newest().tolist(),
+            "delay": log.delays.newest().tolist(),
+        },
+        "action_horizon": planner.horizons.action,
+        "nfe": planner.agent.nfe if isinstance(planner, AgentPlanner) else None,
+        "checkpoint": None if cfg.checkpoint is None else str(cfg.checkpoint),
+        "policy": cfg.policy,
+        "seam": plain(cfg.seam),
+        "seed": cfg.seed,
+        "fingerprint": fingerprint(),
+    }
+
+
+def _refusals(governed: Governed) -> Mapping[str, int]:
+    return {reason.value: n for reason, n in governed.governor.counts.items() if n}
+
+
+def _summary(governed: Governed, finished: Sequence[Episode]) -> str:
+    refusals = ", ".join(f"{reason} {n}" for reason, n in _refusals(governed).items()) or "none"
+    return (
+        f"successes {sum(e.success for e in finished)} of {len(finished)} episodes, "
+        f"commands clipped by the robot: {sum(e.clipped for e in finished)}, "
+        f"changed by the governor: {refusals}"
+    )
 
 
 def main() -> None:

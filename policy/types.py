@@ -174,14 +174,68 @@ class ActionChunk:
     contract: Contract
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a planner is asked for: a chunk whose first action is for control tick `tick`.
+
+    Args:
+        history: field name -> [To, ...], the last one seen at `tick`.
+        tick: control tick of the newest observation.
+        epoch: counts the resets of the loop; the first request of a new one starts a new stream,
+            and a chunk of an older one is dropped.
+        seed: of the noise of the epoch's stream.
+        delay: control ticks, from `tick` on, whose actions are decided already: what the last
+            chunk says of them is executed, whatever the new one says.
+        is_urgent: whether chunks were late time and again, so that a coarser one that comes sooner
+            is better.
+    """
+
+    history: Mapping[str, np.ndarray]
+    tick: int
+    epoch: int = 0
+    seed: int = 0
+    delay: int = 0
+    is_urgent: bool = False
+
+
+class PlannerError(RuntimeError):
+    """A planner has no chunk this time; it may be asked again."""
+
+
+class Planner(Protocol):
+    """Plans from what was seen; called by one thread, one request at a time.
+
+    What it remembers between two requests of an epoch (noise, the last chunk) is its own matter.
+    """
+
+    contract: Contract
+    horizons: Horizons
+
+    def __call__(self, request: Request) -> ActionChunk:
+        """A chunk whose first action is for `request.tick`.
+
+        Raises:
+            PlannerError: there is none this time (a lost connection, a deadline).
+        """
+        ...
+
+
 class Robot(Protocol):
-    """A robot, or something that behaves like one. Times are seconds on the control clock."""
+    """A robot, or something that behaves like one. Times are seconds on the control clock.
+
+    Neither `read` nor `command` waits for anything: they are called within a control tick.
+    """
 
     contract: Contract
     limits: tuple[np.ndarray, np.ndarray]  # lowest and highest action [Da]
+    is_real: bool  # whether it can do harm; then it is moved within known limits only
 
     def read(self) -> Observation:
         """The newest observation, stamped with the time it was captured."""
+        ...
+
+    def pose(self) -> np.ndarray | None:
+        """Where it is [Da], as the absolute action that would keep it there; None if unknown."""
         ...
 
     def command(self, action: np.ndarray, tick: int) -> None:

@@ -55,6 +55,7 @@ class SimRobot(Generic[ContractT]):
         command_latency: time from `command` until the robot has it [s].
 
     Attributes:
+        is_real: False.
         contract: what `read_contract` made.
         limits: lower and upper limit of an action [Da]; commands beyond are clipped and counted.
         missed: control periods without a new command.
@@ -62,10 +63,15 @@ class SimRobot(Generic[ContractT]):
         episode_over: whether the env has terminated or truncated the episode.
         is_success: whether the task was accomplished.
         mode: the way taken, an index into the env's `metadata["modes"]`; 0 is none.
+        length: control periods that were simulated in this episode.
+        score: largest reward of a period; -inf where there was none.
+        total: sum of the rewards.
 
     Raises:
         ValueError: a latency is negative.
     """
+
+    is_real = False
 
     def __init__(
         self,
@@ -77,17 +83,13 @@ class SimRobot(Generic[ContractT]):
         observation_latency: float = 0.0,
         command_latency: float = 0.0,
     ):
-        for name, latency in (
-            ("observation_latency", observation_latency),
-            ("command_latency", command_latency),
-        ):
-            if latency < 0:
-                raise ValueError(f"{name} is {latency} s, it cannot be negative")
+        check_times(observation_latency=observation_latency, command_latency=command_latency)
         self._env = make_env()
         entry = self._env.metadata["contract"]
         self.contract = read_contract(entry)
         self._shape = tuple(entry["action"]["shape"])
-        self.limits = _limit(entry["action"], "low"), _limit(entry["action"], "high")
+        self._dtype = self._env.action_space.dtype
+        self.limits = action_limits(entry["action"])
         self._repeats = entry["action"].get("kind", "absolute") == "absolute"
         self._control_dt: float = entry["control_dt"]
         self._clock = clock
@@ -110,6 +112,7 @@ class SimRobot(Generic[ContractT]):
         self._is_stopped = False
         self.missed = self.clipped = self.mode = 0
         self.episode_over = self.is_success = False
+        self.length, self.score, self.total = 0, -math.inf, 0.0
 
     def read(self) -> Reading:
         """The newest observation that has arrived."""
@@ -120,17 +123,17 @@ class SimRobot(Generic[ContractT]):
         self._advance()
         return self._readings[0]
 
+    def pose(self) -> np.ndarray | None:
+        """Where it is [Da], by what can be read; None where the env has no method `pose`."""
+        return pose_of(self._env, self.read().fields)
+
     def command(self, action: np.ndarray, tick: int) -> None:
         """Send one action [Da]; it is executed when it arrives, whichever `tick` it is meant for.
 
         Raises:
             ValueError: the action has another shape or is not finite; nothing was sent.
         """
-        action = np.asarray(action, float)
-        if action.shape != self._shape or not np.isfinite(action).all():
-            raise ValueError(
-                f"action {action} for tick {tick}: expected {self._shape} finite numbers"
-            )
+        action = checked_action(action, tick, shape=self._shape)
         now = self._advance()
         within = np.clip(action, *self.limits)
         self.clipped += not np.allclose(within, action)  # float32 rounds 0.2 up
@@ -175,7 +178,11 @@ class SimRobot(Generic[ContractT]):
         if action is not None and not self.episode_over:
             self.missed += newest is None and not self._is_stopped
             self._action = action
-            fields, _, terminated, truncated, facts = self._env.step(action)
+            fields, reward, terminated, truncated, facts = self._env.step(
+                action.astype(self._dtype)
+            )
+            self.length += 1
+            self.score, self.total = max(self.score, float(reward)), self.total + float(reward)
             self.episode_over = bool(terminated or truncated)
             self.is_success = self.is_success or bool(facts.get("is_success", False))
             self.mode = int(facts.get("mode", 0))
@@ -188,8 +195,39 @@ class SimRobot(Generic[ContractT]):
         return np.zeros_like(self._action)
 
 
-def _limit(field: Mapping, side: str) -> np.ndarray:
-    """Lower or upper limits [Da], infinite where unknown."""
-    unknown = -np.inf if side == "low" else np.inf
+def check_times(**seconds: float) -> None:
+    """Raise ValueError where one of the named times [s] is negative or no number."""
+    for name, value in seconds.items():
+        if not value >= 0:
+            raise ValueError(f"{name} is {value} s, it cannot be negative")
+
+
+def checked_action(action: np.ndarray, tick: int, *, shape: tuple[int, ...]) -> np.ndarray:
+    """The action as float64.
+
+    Raises:
+        ValueError: it has another shape or is not finite.
+    """
+    action = np.asarray(action, float)
+    if action.shape != shape or not np.isfinite(action).all():
+        raise ValueError(f"action {action} for tick {tick}: expected {shape} finite numbers")
+    return action
+
+
+def action_limits(field: Mapping) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper limits [Da] of an action, in its JSON form; infinite where unknown."""
+    return _limit(field, "low", -np.inf), _limit(field, "high", np.inf)
+
+
+def pose_of(env: gym.Env, fields: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """The action [Da] that would keep things where an observation says that they are.
+
+    An env whose actions are absolute tells it by a method `pose(fields)`; None where it has none.
+    """
+    pose = getattr(env.unwrapped, "pose", None)
+    return None if pose is None else pose(fields)
+
+
+def _limit(field: Mapping, side: str, unknown: float) -> np.ndarray:
     values = field.get(side)
     return np.full(field["shape"], unknown) if values is None else np.array(values, float)

@@ -1,30 +1,14 @@
-"""What the timing of a control loop was: periods, latencies, delays, missed deadlines."""
+"""What a control loop did in time: periods, latencies, ages, delays, seams, missed deadlines."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Self
 
-import numpy as np
+from policy.control.course import Course
+from policy.control.samples import Samples, Summary
 
-
-@dataclass(frozen=True)
-class Summary:
-    """Distribution of durations [s], percentiles interpolated linearly between samples."""
-
-    n: int
-    mean: float
-    p50: float
-    p95: float
-    p99: float
-    max: float
-
-    @classmethod
-    def of(cls, samples: Sequence[float]) -> Self | None:
-        """Summary of durations [s]; None where there are none."""
-        if len(samples) == 0:
-            return None
-        p50, p95, p99 = (float(p) for p in np.percentile(samples, (50, 95, 99)))
-        return cls(len(samples), float(np.mean(samples)), p50, p95, p99, float(max(samples)))
+# A thread that wakes up so much later than it asked for was kept by the operating system [s].
+STALL = 0.002
 
 
 @dataclass(frozen=True)
@@ -35,21 +19,40 @@ class TimingReport:
         control_dt: wanted period [s].
         n_commands: ticks a command was sent in time for, holding included.
         n_missed: control ticks that ended without a command sent for them.
-        n_held: commands that held still because the plan did not reach their tick.
+        n_stalls: wake-ups more than 2 ms late, which are the operating system's.
+        n_held: ticks that the plan did not reach, so that the robot came to a hold.
         n_unsafe: chunks refused because a number was not finite or the shape was wrong.
-        period: from one command to the next.
-        latency: of one call of the policy.
-        delay: from the begin of a tick to its command.
+        n_failed: requests that brought no plan.
+        n_late: chunks that came later than reckoned with.
+        delays: control ticks from a request's observation until its chunk was there -> how often.
+        period: from one command to the next [s].
+        latency: from a request to its reply [s].
+        wake: from the begin of a tick until the loop ran [s].
+        work: from there to the command [s].
+        delay: from the begin of a tick to its command [s].
+        age: of the observation that an action was planned from, when it was sent [s].
+        seam_jump: between actions where a new chunk begins, root mean square over the elements, as
+            a share of their range.
+        inner_jump: the same within a chunk.
     """
 
     control_dt: float
     n_commands: int
     n_missed: int
+    n_stalls: int
     n_held: int
     n_unsafe: int
+    n_failed: int
+    n_late: int
+    delays: Mapping[int, int]
     period: Summary | None
     latency: Summary | None
+    wake: Summary | None
+    work: Summary | None
     delay: Summary | None
+    age: Summary | None
+    seam_jump: Summary | None
+    inner_jump: Summary | None
 
     def to_json(self) -> dict:
         """JSON form; durations in seconds."""
@@ -60,17 +63,30 @@ class TimingReport:
 class TimingLog:
     """Collects what a control loop does; kept by the caller, so it outlives an interrupted loop.
 
+    Its memory does not grow: summaries are of the last 100,000 samples of each kind.
+
     Args:
         control_dt: wanted period [s].
+        course: what was sent in the last ticks of the episode, and what is planned.
     """
 
     control_dt: float
-    periods: list[float] = field(default_factory=list)
-    latencies: list[float] = field(default_factory=list)
-    delays: list[float] = field(default_factory=list)
+    periods: Samples = field(default_factory=Samples)
+    latencies: Samples = field(default_factory=Samples)
+    wakes: Samples = field(default_factory=Samples)
+    works: Samples = field(default_factory=Samples)
+    delays: Samples = field(default_factory=Samples)
+    ages: Samples = field(default_factory=Samples)
+    seam_jumps: Samples = field(default_factory=Samples)
+    inner_jumps: Samples = field(default_factory=Samples)
+    delays_in_ticks: Counter[int] = field(default_factory=Counter)
+    course: Course = field(default_factory=Course)
     n_missed: int = 0
+    n_stalls: int = 0
     n_held: int = 0
     n_unsafe: int = 0
+    n_failed: int = 0
+    n_late: int = 0
     _last_command: float | None = None
 
     def start_episode(self) -> None:
@@ -78,25 +94,46 @@ class TimingLog:
         self._last_command = None
 
     def add_latency(self, seconds: float) -> None:
-        """The policy was called and took so long."""
-        self.latencies.append(seconds)
+        """The policy was asked and took so long."""
+        self.latencies.add(seconds)
 
-    def add_command(self, *, time: float, due: float) -> None:
-        """A command was sent at `time` [s] for the tick that began at `due` [s]."""
+    def add_delay(self, n_ticks: int, *, reckoned: int) -> None:
+        """A chunk came `n_ticks` after its observation, when it was reckoned after `reckoned`."""
+        self.delays_in_ticks[n_ticks] += 1
+        self.n_late += n_ticks > reckoned
+
+    def add_command(self, *, time: float, due: float, woken: float) -> None:
+        """A command was sent at `time` [s] for the tick of `due` [s], which woke up at `woken`."""
         if self._last_command is not None:
-            self.periods.append(time - self._last_command)
+            self.periods.add(time - self._last_command)
         self._last_command = time
-        self.delays.append(time - due)
+        self.wakes.add(woken - due)
+        self.works.add(time - woken)
+        self.delays.add(time - due)
+        self.n_stalls += woken - due > STALL
+
+    def add_jump(self, size: float, *, is_seam: bool) -> None:
+        """Two actions one tick apart differ by `size`."""
+        (self.seam_jumps if is_seam else self.inner_jumps).add(size)
 
     def report(self) -> TimingReport:
         """Summary of everything so far."""
         return TimingReport(
             control_dt=self.control_dt,
-            n_commands=len(self.delays),
+            n_commands=self.delays.n,
             n_missed=self.n_missed,
+            n_stalls=self.n_stalls,
             n_held=self.n_held,
             n_unsafe=self.n_unsafe,
-            period=Summary.of(self.periods),
-            latency=Summary.of(self.latencies),
-            delay=Summary.of(self.delays),
+            n_failed=self.n_failed,
+            n_late=self.n_late,
+            delays=dict(sorted(self.delays_in_ticks.items())),
+            period=self.periods.summary(),
+            latency=self.latencies.summary(),
+            wake=self.wakes.summary(),
+            work=self.works.summary(),
+            delay=self.delays.summary(),
+            age=self.ages.summary(),
+            seam_jump=self.seam_jumps.summary(),
+            inner_jump=self.inner_jumps.summary(),
         )

@@ -1,172 +1,348 @@
 """The receding-horizon loop: observe, plan, command, at the robot's rate.
 
-Synchronous: the loop waits for the policy. Tick k is due at `start + k * control_dt`. When a call
-of the policy lasts longer than its tick, the ticks that ended meanwhile are counted as missed and
-the robot keeps its last command; what is sent next is always the action for the present tick.
+The control thread keeps the time of the robot and does nothing else: it reads what is there, leaves
+a request where one is due, fetches a reply if there is one, and commands the action that the plan
+has for the present tick. Inference runs beside it (`policy.control.inference`). Tick k is due at
+`start + k * control_dt`; a tick that ended before the loop got to it is counted as missed, and what
+is sent next is always the action for the present tick.
 
-Safe actions: the plan does not reach the present tick -> hold; an action is not finite -> the chunk
-is refused and the loop stops with an error; any error or Ctrl-C -> `robot.stop()`.
+    tick      0   1   2   3   4   5   6   7   8        Ta = 4, a chunk takes 2 ticks
+    observed  o0  o1  o2  o3  o4  o5  o6  o7  o8
+    asked     A               B               C
+    executed  a0  a1  a2  a3  a4  a5  b6  b7  b8       a4 and a5 were decided when B was asked for
+
+The first chunk is waited for while the robot stands still, and tick 0 begins when it is there. With
+`patience` the loop waits for a reply within a tick, so that a policy faster than that loses none.
+
+Safe actions: the plan does not reach the present tick -> as `starvation` says; an action is not
+finite -> the chunk is refused and the loop ends with an error; no plan comes -> asked again; any
+error or Ctrl-C -> the robot is brought to rest and stopped.
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
-from data.types import Horizons
+from data.types import Horizons, Observation
 from policy.control.clock import Clock
+from policy.control.delay import DelayEstimate
+from policy.control.governed import Governed
+from policy.control.history import History
+from policy.control.inference import Inference, Reply
 from policy.control.latency import TimingLog
-from policy.control.plan import Plan, UnsafeActionError, hold
-from policy.types import ActionChunk, Robot
+from policy.control.motion import hold
+from policy.control.plan import Plan, Step, UnsafeActionError
+from policy.control.seam import Seam, switch
+from policy.types import PlannerError, Request
 
 # A deadline reached by adding floats may be short of itself by rounding; in ticks.
 ROUNDING = 1e-6
 
-
-class Policy(Protocol):
-    """Plans from what was seen."""
-
-    def __call__(self, history: Mapping[str, np.ndarray], tick: int) -> ActionChunk:
-        """A chunk whose first action is for control tick `tick`.
-
-        Args:
-            history: field name -> [To, ...], the last one seen at `tick`.
-            tick: the present control tick.
-        """
-        ...
+# Until the next chunk comes, later than reckoned: stand still at the last action's place, slow down
+# to rest, or execute what is left of the plan and then slow down.
+Starvation = Literal["hold", "decelerate", "finish"]
 
 
-class History:
-    """The last To observations, one a control tick.
-
-    The first observation stands for those before it, and the last one seen for a missed tick.
+@dataclass(frozen=True)
+class Manner:
+    """How the loop deals with a policy's delay.
 
     Args:
-        length: To.
+        seam: mixes a new chunk with what is left of the last one.
+        starvation: what is done while a chunk is later than reckoned.
+        patience: how long a tick waits for a reply before it commands [ticks]; 0: not at all.
+        start_timeout: how long the first chunk may take [s].
+        urgent_after: chunks later than reckoned in a row, after which the policy is asked to hurry
+            until one is in time; None: never.
+        max_missed: control ticks in a row that may be missed; one more ends the episode.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
-    def __init__(self, length: int):
-        self._seen: deque[dict[str, np.ndarray]] = deque(maxlen=length)
-        self._tick: int | None = None
+    seam: Seam = switch
+    starvation: Starvation = "finish"
+    patience: float = 0.0
+    start_timeout: float = 60.0
+    urgent_after: int | None = 3
+    max_missed: int = 100
 
-    def add(self, tick: int, fields: Mapping[str, np.ndarray]) -> None:
-        """Take in what was seen at `tick`, which is later than all before."""
-        newest = {name: np.array(value) for name, value in fields.items()}
-        length = self._seen.maxlen or 0
-        if self._tick is None:
-            self._seen.extend([newest] * (length - 1))
-        else:
-            missed = tick - self._tick - 1
-            self._seen.extend([self._seen[-1]] * min(missed, length))
-        self._seen.append(newest)
-        self._tick = tick
-
-    def stacked(self) -> dict[str, np.ndarray]:
-        """Field name -> [To, ...]."""
-        return {name: np.stack([seen[name] for seen in self._seen]) for name in self._seen[-1]}
+    def __post_init__(self):
+        if self.starvation not in get_args(Starvation):
+            choices = ", ".join(get_args(Starvation))
+            raise ValueError(f"starvation is {self.starvation!r}, choose one of {choices}")
+        if not 0 <= self.patience < 1:
+            raise ValueError(
+                f"patience is {self.patience} ticks, it must be at least 0 and less than 1"
+            )
+        if self.max_missed < 0 or (self.urgent_after is not None and self.urgent_after < 1):
+            raise ValueError(
+                f"urgent_after is {self.urgent_after} and max_missed {self.max_missed}: give "
+                f"urgent_after >= 1 or null, and max_missed >= 0"
+            )
 
 
 def control_loop(
-    robot: Robot,
-    policy: Policy,
+    robot: Governed,
+    inference: Inference,
     *,
     clock: Clock,
     horizons: Horizons,
+    manner: Manner,
+    delay: DelayEstimate,
     n_ticks: int,
     log: TimingLog,
+    epoch: int = 0,
+    seed: int = 0,
     is_over: Callable[[], bool] = lambda: False,
 ) -> int:
     """Control `robot` for one episode.
 
     Args:
-        robot: commanded once a control tick.
-        policy: asked for a new chunk whenever `horizons.action` ticks of the last are consumed.
-        clock: the robot's clock.
+        robot: commanded once a control tick; armed.
+        inference: asked for a new chunk whenever `horizons.action` ticks have passed since the
+            last time and nothing is pending.
+        clock: of the robot and of `inference`.
         horizons: observations the policy sees, and ticks it is to be asked after.
+        manner: how a delay is dealt with.
+        delay: how many ticks to reckon with; learns from this episode.
         n_ticks: the episode ends after so many control ticks, missed ones included.
         log: takes in the timing.
+        epoch: number of the episode; what is pending of an earlier one is dropped.
+        seed: of the policy's noise.
         is_over: asked at every tick, after reading, whether the episode has ended.
 
     Returns:
-        Control ticks that passed.
+        Control ticks that passed; fewer than there were to be where the governor is in a fault.
 
     Raises:
         UnsafeActionError: the policy gave an action that is not finite or of a wrong shape.
+        PlannerError: there is no first plan.
+        OverrunError: more ticks in a row were missed than may be.
     """
-    plan, history = Plan(robot.contract.action), History(horizons.obs)
-    sender = _Sender(robot, log)
+    loop = _Loop(robot, inference, clock, horizons, manner, delay, log, epoch, seed)
     log.start_episode()
-    ticks = _Ticks(clock, start=clock.now(), control_dt=robot.contract.control_dt)
-    next_tick = 0
     try:
-        while True:
-            clock.sleep_until(ticks.due(next_tick))
-            tick = ticks.present(next_tick)  # Later if something kept us from waking up.
-            observation = robot.read()
-            if tick >= n_ticks or is_over():
-                log.n_missed += min(tick, n_ticks) - next_tick
-                return min(tick, n_ticks)
-            history.add(tick, observation.fields)
-            consumed = plan.consumed(tick)
-            if consumed is None or consumed >= horizons.action:
-                _replan(plan, policy, history, tick, clock=clock, log=log)
-
-            tick = ticks.present(tick)  # Time passed while the policy was thinking.
-            log.n_missed += min(tick, n_ticks) - next_tick
-            if tick < n_ticks:
-                if sender.send(plan.action(tick), tick):
-                    log.add_command(time=clock.now(), due=ticks.due(tick))
-                else:
-                    log.n_missed += 1
-            next_tick = min(tick + 1, n_ticks)
+        loop.wait_for_first_plan()
+        return loop.run(n_ticks, is_over)
     finally:
-        robot.stop()
+        try:
+            loop.come_to_rest()
+        finally:
+            robot.stop()
+
+
+class OverrunError(RuntimeError):
+    """The computer cannot keep up with the robot."""
 
 
 class _Ticks:
     """Control ticks on a clock: tick k begins at `start + k * control_dt`."""
 
-    def __init__(self, clock: Clock, *, start: float, control_dt: float):
-        self._clock, self._start, self._dt = clock, start, control_dt
+    def __init__(self, clock: Clock, *, control_dt: float):
+        self._clock, self._start, self.dt = clock, clock.now(), control_dt
 
-    def due(self, tick: int) -> float:
-        return self._start + tick * self._dt
+    def due(self, tick: float) -> float:
+        return self._start + tick * self.dt
 
     def present(self, at_least: int) -> int:
-        elapsed = (self._clock.now() - self._start) / self._dt
+        elapsed = (self._clock.now() - self._start) / self.dt
         return max(at_least, math.floor(elapsed + ROUNDING))
 
 
-class _Sender:
-    """Sends planned actions; holds the last one where there is none."""
+class _Loop:
+    """What the control thread knows of an episode."""
 
-    def __init__(self, robot: Robot, log: TimingLog):
-        self._robot, self._log = robot, log
-        self._last: np.ndarray | None = None
+    def __init__(
+        self,
+        robot: Governed,
+        inference: Inference,
+        clock: Clock,
+        horizons: Horizons,
+        manner: Manner,
+        delay: DelayEstimate,
+        log: TimingLog,
+        epoch: int,
+        seed: int,
+    ):
+        self._robot, self._inference, self._clock = robot, inference, clock
+        self._horizons, self._manner, self._delay, self._log = horizons, manner, delay, log
+        self._epoch, self._seed = epoch, seed
+        action = robot.contract.action
+        self._plan = Plan(action, seam=manner.seam)
+        log.course.start(self._plan)
+        self._scale = _jump_scale(action.low, action.high, n=action.size)
+        self._scale[list(action.discrete)] = 0
+        self._history = History(horizons.obs)
+        self._next_request = 0  # tick at which the next chunk is asked for
+        self._observed = 0.0  # capture time of what the pending request saw [s]
+        self._sent: tuple[int, np.ndarray] | None = None
+        self._held: np.ndarray | None = None  # what is held while the plan is short
+        self._n_late = 0  # chunks in a row that were later than reckoned
+        self._ticks = _Ticks(clock, control_dt=robot.contract.control_dt)
 
-    def send(self, planned: np.ndarray | None, tick: int) -> bool:
-        """Whether something was sent; not, where there is nothing to hold yet."""
-        if planned is None:
-            if self._last is None:  # The robot stands still by itself.
-                return False
-            self._log.n_held += 1
-            planned = hold(self._last, self._robot.contract.action)
-        self._robot.command(planned, tick)
-        self._last = planned
-        return True
+    def wait_for_first_plan(self) -> None:
+        """Ask for the chunk of tick 0 and merge it; the robot stands still meanwhile."""
+        observation = self._robot.read()
+        first = History(self._horizons.obs)
+        first.add(0, observation.fields)
+        self._ask(0, first, observation)
+        reply = self._inference.reply(self._clock.now() + self._manner.start_timeout)
+        if reply is None:
+            raise PlannerError(
+                f"no plan within {self._manner.start_timeout:g} s: is the policy still loading? "
+                f"Give more time with start_timeout"
+            )
+        if reply.error is not None:
+            raise reply.error
+        self._log.add_latency(reply.answered - reply.asked)
+        self._merge(reply, tick=0)
+
+    def run(self, n_ticks: int, is_over: Callable[[], bool]) -> int:
+        """Control until the end of the episode; returns the ticks that passed."""
+        ticks = self._ticks = _Ticks(self._clock, control_dt=self._ticks.dt)
+        next_tick = 0
+        while True:
+            self._clock.sleep_until(ticks.due(next_tick))
+            woken = self._clock.now()
+            tick = ticks.present(next_tick)  # Later if something kept us from waking up.
+            observation = self._robot.read()
+            if tick >= n_ticks or is_over():
+                self._log.n_missed += min(tick, n_ticks) - next_tick
+                return min(tick, n_ticks)
+            self._history.add(tick, observation.fields)
+            self._fetch(tick, deadline=ticks.due(tick))
+            if tick >= self._next_request and self._inference.pending is None:
+                self._ask(tick, self._history, observation)
+                self._fetch(tick, deadline=ticks.due(tick + self._manner.patience))
+            tick = ticks.present(tick)  # Later if we waited for longer than we meant to.
+            self._log.n_missed += min(tick, n_ticks) - next_tick
+            self._check_overrun(tick - next_tick)
+            if self._robot.fault is not None and self._robot.governor.is_at_rest:
+                return tick
+            if tick < n_ticks:
+                self._command(tick, observation, due=ticks.due(tick), woken=woken)
+            next_tick = min(tick + 1, n_ticks)
+
+    def _check_overrun(self, n_missed: int) -> None:
+        if n_missed > self._manner.max_missed:
+            raise OverrunError(
+                f"{n_missed} control ticks in a row were missed, at most {self._manner.max_missed} "
+                f"may be: is the computer busy with something else? Free it, lower the control "
+                f"rate, or give seam.manner.max_missed={n_missed}"
+            )
+
+    def come_to_rest(self) -> None:
+        """Brake within the limits, where there are any, for as many ticks as that takes."""
+        governor = self._robot.governor
+        if self._sent is None or not governor.limits.limits_motion:
+            return
+        tick = self._ticks.present(self._sent[0] + 1)
+        while not governor.is_at_rest:
+            self._clock.sleep_until(self._ticks.due(tick))
+            self._robot.brake(tick=tick)
+            tick = self._ticks.present(tick + 1)
+
+    def _ask(self, tick: int, history: History, observation: Observation) -> None:
+        longest = self._horizons.future - self._horizons.action
+        self._next_request = tick + self._horizons.action
+        self._observed = observation.capture_time
+        self._inference.ask(
+            Request(
+                history=history.stacked(),
+                tick=tick,
+                epoch=self._epoch,
+                seed=self._seed,
+                delay=min(self._delay.ticks, longest),
+                is_urgent=self._is_urgent,
+            )
+        )
+
+    def _fetch(self, tick: int, *, deadline: float) -> None:
+        """Take the reply to what is pending, if it comes before `deadline` [s]."""
+        reply = self._inference.reply(deadline)
+        if reply is not None:
+            self._take(reply, tick=self._ticks.present(tick))
+
+    @property
+    def _is_urgent(self) -> bool:
+        limit = self._manner.urgent_after
+        return limit is not None and self._n_late >= limit
+
+    def _take(self, reply: Reply, *, tick: int) -> None:
+        """Merge a reply's chunk, or have it asked for again at the next tick."""
+        request = reply.request
+        self._log.add_latency(reply.answered - reply.asked)
+        if isinstance(reply.error, PlannerError):
+            self._log.n_failed += 1
+            self._next_request = tick + 1
+            return
+        if reply.error is not None:
+            raise reply.error
+        is_late = tick - request.tick > request.delay
+        self._n_late = self._n_late + 1 if is_late else 0
+        self._delay.add(tick - request.tick)
+        self._log.add_delay(tick - request.tick, reckoned=request.delay)
+        self._merge(reply, tick=tick)
+
+    def _merge(self, reply: Reply, *, tick: int) -> None:
+        assert reply.chunk is not None
+        decided = reply.request.delay
+        try:
+            self._plan.merge(reply.chunk, tick=tick, observed=self._observed, decided=decided)
+        except UnsafeActionError:
+            self._log.n_unsafe += 1
+            raise
+
+    def _command(self, tick: int, observation: Observation, *, due: float, woken: float) -> None:
+        step = self._planned(tick)
+        self._log.n_held += step is None
+        wanted = None if step is None else step.action
+        if step is None and self._manner.starvation == "hold":
+            wanted = self._held_action()
+        else:
+            self._held = None
+        asked = observation.capture_time if step is None else step.observed
+        sent = self._robot.send(wanted, tick=tick, now=self._clock.now(), asked=asked)
+        now = self._clock.now()
+        if sent is None:  # It stands still by itself: nothing was ever commanded.
+            self._log.n_missed += 1
+            return
+        self._log.add_command(time=now, due=due, woken=woken)
+        if step is not None:
+            self._log.ages.add(now - step.observed)
+        is_seam = step is not None and step.is_seam
+        if self._sent is not None and self._sent[0] == tick - 1:
+            self._log.add_jump(
+                float(np.sqrt(np.mean((self._scale * (sent - self._sent[1])) ** 2))),
+                is_seam=is_seam,
+            )
+        self._log.course.add(tick, sent, is_seam=is_seam)
+        self._sent = tick, sent
+
+    def _held_action(self) -> np.ndarray | None:
+        """What keeps the robot where it was when starvation began."""
+        if self._held is None and self._sent is not None:
+            self._held = hold(self._sent[1], self._robot.contract.action)
+        return self._held
+
+    def _planned(self, tick: int) -> Step | None:
+        """What the plan has for `tick`, as far as it may be executed."""
+        pending = self._inference.pending
+        is_overdue = pending is not None and tick >= pending.tick + pending.delay
+        if is_overdue and self._manner.starvation != "finish":
+            return None
+        return self._plan.step(tick)
 
 
-def _replan(
-    plan: Plan, policy: Policy, history: History, tick: int, *, clock: Clock, log: TimingLog
-) -> None:
-    """Ask the policy for a chunk, measure how long it took, and merge it if it is safe."""
-    asked = clock.now()
-    chunk = policy(history.stacked(), tick)
-    log.add_latency(clock.now() - asked)
-    try:
-        plan.merge(chunk)
-    except UnsafeActionError:
-        log.n_unsafe += 1
-        raise
+def _jump_scale(
+    low: tuple[float, ...] | None, high: tuple[float, ...] | None, *, n: int
+) -> np.ndarray:
+    """[n] what makes a share of an element's range of it; 1 where that is not known."""
+    if low is None or high is None:
+        return np.ones(n)
+    width = np.subtract(high, low)
+    return np.where(np.isfinite(width) & (width > 0), 1 / np.where(width > 0, width, 1), 1.0)

@@ -12,7 +12,9 @@ Differences from the paper:
 3. With `feed_forward` a block has a layer of another kind, such as the experts of `experts`. To it
    the chunk is one token, and the levels of all actions, embedded together, are that token's level:
    experts are chosen for the chunk as a whole.
-4. With `layers_see_cond` that embedding tells the condition too, so that experts are chosen by the
+4. With `film` the condition and the levels scale and shift the features of every block, as in the
+   U-Net, besides coming in with the chunk.
+5. With `layers_see_cond` that embedding tells the condition too, so that experts are chosen by the
    goal or the task as well: the option that MoDE (arXiv:2412.12953) leaves off by default.
 
 Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` condition size, `E` noise
@@ -27,8 +29,8 @@ from torch import Tensor, nn
 
 from policy.nets.noise_embed import NoiseEmbed
 
-# A block at given noise levels: features [B, D] -> features [B, D].
-BoundBlock = Callable[[Tensor], Tensor]
+# A block at given noise levels: features [B, D] -> features [B, D]. Some take `film` besides.
+BoundBlock = Callable[..., Tensor]
 
 
 class Block(nn.Module):
@@ -40,12 +42,22 @@ class Block(nn.Module):
         self.up = nn.Linear(size, expansion * size)
         self.down = nn.Linear(expansion * size, size)
 
-    def forward(self, h: Tensor, levels: Tensor) -> Tensor:
-        """Features [B, D] from features [B, D]; `levels` is not looked at."""
-        return h + self.down(nn.functional.silu(self.up(self.norm(h))))
+    def forward(self, h: Tensor, levels: Tensor, film: Tensor | None = None) -> Tensor:
+        """Features [B, D] from features [B, D]; `levels` is not looked at.
+
+        Args:
+            h: [B, D] features.
+            levels: of another kind of block.
+            film: [B, 2 D] what is added to a scale of 1 and to a shift of 0, or none.
+        """
+        seen = self.norm(h)
+        if film is not None:
+            scale, shift = film.chunk(2, dim=-1)
+            seen = torch.addcmul(seen + shift, seen, scale)
+        return h + self.down(nn.functional.silu(self.up(seen)))
 
     def at(self, levels: Tensor) -> BoundBlock:
-        """The block at any levels."""
+        """The block at any levels; may be called with `film`."""
         return partial(self, levels=levels)
 
     def penalty(self, levels: Tensor) -> Tensor:
@@ -95,6 +107,7 @@ class ResidualMLP(nn.Module):
         feed_forward: Callable[..., nn.Module] | None = None,
         layers_see_levels: bool = True,
         layers_see_cond: bool = False,
+        film: bool = False,
     ):
         """A residual MLP.
 
@@ -112,10 +125,12 @@ class ResidualMLP(nn.Module):
             layers_see_levels: whether they are told the levels; false for layers that do not look.
             layers_see_cond: whether the condition is added to these embedded levels. Then nothing
                 of the layers can be computed before the observation is there.
+            film: whether condition and levels scale and shift the features of every block, where
+                it has its own two layers.
 
         Raises:
-            ValueError: a size is no whole number, or not positive; or there is no layer that could
-                see the condition.
+            ValueError: a size is no whole number, or not positive; there is no layer that could
+                see the condition; or `film` is asked of blocks with layers of another kind.
         """
         super().__init__()
         sizes = {"size": size, "n_blocks": n_blocks, "expansion": expansion}
@@ -127,6 +142,11 @@ class ResidualMLP(nn.Module):
             raise ValueError(
                 "layers_see_cond is true, but the blocks' own layers look at features only: give a "
                 "feed_forward with experts (net=moe_mlp), or set layers_see_cond to false"
+            )
+        if film and feed_forward is not None:
+            raise ValueError(
+                "film is true, but the blocks have a feed_forward, which nothing scales: set film "
+                "to false, or leave out feed_forward"
             )
         self.pred_horizon, self.layers_see_cond = pred_horizon, layers_see_cond
         self.noise_embed = NoiseEmbed(noise_embed_size)
@@ -144,6 +164,13 @@ class ResidualMLP(nn.Module):
             else nn.Linear(pred_horizon * noise_embed_size, size)
         )
         self.chunk_cond = nn.Linear(cond_size, size) if layers_see_cond else None
+        self.film_cond = self.film_noise = None
+        if film:
+            n_films = 2 * size * n_blocks
+            self.film_cond = nn.Linear(cond_size, n_films)
+            self.film_noise = nn.Linear(pred_horizon * noise_embed_size, n_films, bias=False)
+            for weights in (*self.film_cond.parameters(), self.film_noise.weight):
+                nn.init.zeros_(weights)
         self.norm = nn.LayerNorm(size)
         self.out = nn.Linear(size, pred_horizon * action_size)
         nn.init.zeros_(self.out.weight)
@@ -161,7 +188,8 @@ class ResidualMLP(nn.Module):
             [B, Tp, Da].
         """
         noise = self.noise_embed(c_noise)
-        return self._predict(x, cond, noise, self._bound(noise, cond))
+        films = self._films_of_levels(noise)
+        return self._predict(x, cond, noise, self._bound(noise, cond), films)
 
     def at(self, c_noise: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The network f(x [B, Tp, Da], cond [B, C]) at given levels; their part is computed once.
@@ -171,10 +199,10 @@ class ResidualMLP(nn.Module):
         """
         noise = self.noise_embed(c_noise[None])
         if self.chunk_cond is not None:
-            return lambda x, cond: self._predict(x, cond, noise, self._bound(noise, cond))
-        levels = self._levels(noise)
+            return lambda x, cond: self._predict(x, cond, noise, self._bound(noise, cond), None)
+        levels, films = self._levels(noise), self._films_of_levels(noise)
         blocks = [block.at(levels) for block in self._blocks()]
-        return partial(self._predict, noise=noise, blocks=blocks)
+        return partial(self._predict, noise=noise, blocks=blocks, films_of_levels=films)
 
     def penalty(self, c_noise: Tensor, cond: Tensor) -> Tensor:
         """Sum of the penalties of the blocks' layers, a scalar.
@@ -215,12 +243,28 @@ class ResidualMLP(nn.Module):
         levels = self._levels(noise, cond)
         return [partial(block, levels=levels) for block in self._blocks()]
 
+    def _films_of_levels(self, noise: Tensor) -> Tensor | None:
+        """The levels' part [B or 1, 2 D per block] of all scales and shifts; None without."""
+        if self.film_noise is None:
+            return None
+        return self.film_noise(nn.functional.silu(noise.flatten(1)))
+
     def _predict(
-        self, x: Tensor, cond: Tensor, noise: Tensor, blocks: Sequence[BoundBlock]
+        self,
+        x: Tensor,
+        cond: Tensor,
+        noise: Tensor,
+        blocks: Sequence[BoundBlock],
+        films_of_levels: Tensor | None,
     ) -> Tensor:
         """Raw prediction [B, Tp, Da], from embeddings [B or 1, Tp, E] of the levels."""
         noise = noise.flatten(1).expand(len(x), -1)
         h = self.first(torch.cat([x.flatten(1), noise, cond], dim=-1))
-        for block in blocks:
-            h = block(h)
+        if films_of_levels is None or self.film_cond is None:
+            for block in blocks:
+                h = block(h)
+        else:
+            films = films_of_levels + self.film_cond(nn.functional.silu(cond))
+            for block, film in zip(blocks, films.chunk(len(blocks), dim=-1), strict=True):
+                h = block(h, film=film)
         return self.out(self.norm(h)).view_as(x)

@@ -18,7 +18,7 @@ from data.types import Contract, Field, Horizons
 from policy.agent import Agent
 from policy.build import assemble
 from policy.diffusion.schedule import karras
-from policy.entry import compose_config, compose_sampler
+from policy.entry import compose_config, compose_part
 from policy.model import DiffusionPolicy
 from policy.types import ChunkSpace, Sampler
 
@@ -60,7 +60,7 @@ def policy_of(net: str, precond: str) -> DiffusionPolicy:
 @cache
 def sampler_of(name: str) -> Sampler:
     """A sampler in few steps."""
-    cfg = compose_sampler(name)
+    cfg = compose_part("sampler", name)
     for node in (cfg, cfg.get("first", {})):  # Some sample their first chunk by another one.
         if "grid" in node:
             node.grid.n_steps = 4

@@ -14,8 +14,8 @@ from envs.robots.sim import SimRobot
 
 MAKE = functools.partial(gymnasium.make, "envs.pillar:cadence/Pillar-v0")
 DT = 0.1
-HOLD = np.array([-0.2, 0.0, 0.15, 1.0])
-MOVE = np.array([-0.1, 0.1, 0.15, 1.0])
+HOLD = np.array([-0.2, 0.0, 0.15, 1.0], np.float32)
+MOVE = np.array([-0.1, 0.1, 0.15, 1.0], np.float32)
 
 
 class Clock:

@@ -16,7 +16,7 @@ from policy import fit, train
 from policy.agent import Agent
 from policy.build import chunk_space, from_checkpoint
 from policy.checkpoint import load
-from policy.entry import compose_config, compose_sampler
+from policy.entry import compose_config, compose_part
 from policy.evaluate import check_env
 from policy.sampler_fit import load_fit
 from policy.train import prepare
@@ -77,7 +77,7 @@ def checkpoint(store, tmp_path_factory) -> Path:
 
 
 def make_agent(checkpoint, **settings) -> Agent:
-    sampler = instantiate(compose_sampler("ddim_8", {"grid": {"n_steps": 3}}))
+    sampler = instantiate(compose_part("sampler", "ddim_8", {"grid": {"n_steps": 3}}))
     return Agent.load(checkpoint, sampler, rows=8, **settings)
 
 
@@ -145,7 +145,7 @@ def test_guidance_ends_in_both_of_them(checkpoint, weight):
 @pytest.mark.parametrize("sampler", ["streaming", "picard_4", "rti"])
 def test_samplers_of_all_kinds_can_be_guided(checkpoint, sampler):
     loaded = load(checkpoint)
-    made = instantiate(compose_sampler(sampler))(space=chunk_space(loaded))
+    made = instantiate(compose_part("sampler", sampler))(space=chunk_space(loaded))
     guided, free = (
         Agent(from_checkpoint(loaded), made, rows=8, goal_weight=weight) for weight in (1e-6, 0)
     )
@@ -165,7 +165,7 @@ def test_a_policy_that_always_saw_its_goal_has_no_weight(store):
     run = prepare(config(store, "encoder.dropout=0"), store, Path())
     policy = run.trainer.policy
     assert not policy.has_goals
-    sampler = instantiate(compose_sampler("ddim_3"))
+    sampler = instantiate(compose_part("sampler", "ddim_3"))
     space = ChunkSpace(policy.horizons, policy.contract.action.size)
     with pytest.raises(ValueError, match=r"goal_weight is 0.*encoder\.dropout > 0"):
         Agent(policy, sampler(space=space), goal_weight=0.0)

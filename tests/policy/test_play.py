@@ -17,7 +17,7 @@ from policy.agent import Agent, NotFiniteError
 from policy.build import assemble
 from policy.diffusion.schedule import karras
 from policy.diffusion.step import dpmpp_2m
-from policy.entry import compose_config, compose_sampler
+from policy.entry import compose_config, compose_part
 from policy.evaluate import summarise, summary_line
 from policy.play import Episode, Executor, play
 from policy.sampling.carry import nothing_known
@@ -100,7 +100,7 @@ def test_a_restarted_slot_repeats_its_stream(agent):
 @pytest.mark.parametrize("name", ["rti", "rtc", "streaming", "picard_4"])
 def test_streams_of_samplers_with_memory_are_their_own(agent, name):
     """Bit for bit: with neighbours or alone, and a restarted stream like a new one."""
-    make = instantiate(compose_sampler(name))
+    make = instantiate(compose_part("sampler", name))
     policy = agent.policy
     remembering = Agent(policy, make(space=ChunkSpace(HORIZONS, action_size=4)), rows=4)
     rng = np.random.default_rng(1)

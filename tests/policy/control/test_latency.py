@@ -1,11 +1,11 @@
-"""Clocks keep their promises; percentiles equal hand-computed ones."""
+"""Percentiles equal hand-computed ones; memory does not grow."""
 
 import json
 
 import pytest
 
-from policy.control.clock import VirtualClock, WallClock
-from policy.control.latency import Summary, TimingLog
+from policy.control.latency import TimingLog
+from policy.control.samples import Samples, Summary
 
 
 def test_percentiles_interpolate_linearly_between_order_statistics():
@@ -30,8 +30,12 @@ def test_report_is_json_and_counts_what_was_logged():
     for episode in range(2):
         log.start_episode()
         log.add_latency(0.25)
-        log.add_command(time=10.0 * episode + 1.0, due=10.0 * episode + 0.75)
-        log.add_command(time=10.0 * episode + 2.0, due=10.0 * episode + 2.0)
+        log.add_command(
+            time=10.0 * episode + 1.0, due=10.0 * episode + 0.75, woken=10 * episode + 0.875
+        )
+        log.add_command(
+            time=10.0 * episode + 2.0, due=10.0 * episode + 2.0, woken=10 * episode + 2.0
+        )
     log.n_missed, log.n_held = 3, 1
     report = json.loads(json.dumps(log.report().to_json()))
     assert report["n_commands"] == 4
@@ -40,25 +44,28 @@ def test_report_is_json_and_counts_what_was_logged():
     assert report["period"]["p50"] == 1.0
     assert report["latency"]["max"] == 0.25
     assert report["delay"]["mean"] == 0.125
+    assert (report["wake"]["max"], report["work"]["max"]) == (0.125, 0.125)
+    assert report["n_stalls"] == 2  # Of 0.125 s each.
 
 
-def test_virtual_clock_moves_only_forwards():
-    clock = VirtualClock(start=2.0)
-    clock.sleep_until(3.5)
-    clock.sleep_until(1.0)
-    assert clock.now() == 3.5
-    clock.advance(0.25)
-    assert clock.now() == 3.75
-    with pytest.raises(ValueError, match="-1"):
-        clock.advance(-1.0)
+def test_delays_are_counted_in_ticks_and_late_is_what_was_not_reckoned_with():
+    log = TimingLog(0.5)
+    for n_ticks in (0, 2, 2, 3):
+        log.add_delay(n_ticks, reckoned=2)
+    report = log.report()
+    assert report.delays == {0: 1, 2: 2, 3: 1}
+    assert report.n_late == 1
 
 
-@pytest.mark.parametrize("spin", [0.0, 0.001])
-def test_wall_clock_never_returns_early(spin):
-    clock = WallClock(spin=spin)
-    deadline = clock.now() + 0.01
-    clock.sleep_until(deadline)
-    after = clock.now()
-    assert after >= deadline
-    clock.sleep_until(deadline)
-    assert clock.now() >= after
+def test_r3_samples_keep_the_newest_in_order_and_their_memory():
+    samples = Samples(capacity=4)
+    for number in range(3):
+        samples.add(number)
+    assert samples.newest().tolist() == [0, 1, 2]
+    for number in range(3, 11):
+        samples.add(number)
+    assert samples.newest().tolist() == [7, 8, 9, 10]
+    assert samples.n == 11
+    summary = samples.summary()
+    assert summary is not None
+    assert (summary.mean, summary.max) == (8.5, 10)

@@ -1,0 +1,125 @@
+"""A robot behind a governor: the only object that holds the driver's `command`."""
+
+import math
+
+import numpy as np
+
+from data.types import Contract, Observation
+from policy.control.governor import Governor, State
+from policy.control.refusals import Reason
+from policy.types import Robot
+
+
+class Governed:
+    """A robot to which nothing is sent but what its governor lets through.
+
+    Args:
+        robot: driver.
+        governor: made for the robot's contract; not to be used by anybody else.
+
+    Attributes:
+        contract: the robot's.
+        governor: to be read: counts, events.
+
+    Raises:
+        ValueError: the governor is for another contract, or a real robot lacks limits.
+    """
+
+    def __init__(self, robot: Robot, governor: Governor):
+        self.contract: Contract = robot.contract
+        self.governor = governor
+        self._robot = robot
+        self._observed = -math.inf  # Capture time of the newest observation [s].
+        if governor.action != robot.contract.action:
+            raise ValueError(
+                f"the governor is for actions {governor.action}, the robot takes "
+                f"{robot.contract.action}: make both from the same contract"
+            )
+        if governor.control_dt != robot.contract.control_dt:
+            raise ValueError(
+                f"the governor is for a control_dt of {governor.control_dt} s, the robot has "
+                f"{robot.contract.control_dt} s: make both from the same contract"
+            )
+        missing = governor.limits.missing()
+        if robot.is_real and missing:
+            raise ValueError(
+                f"a real robot is moved within known limits only, there is no limit of "
+                f"{', '.join(missing)}: give finite limits"
+            )
+
+    @property
+    def state(self) -> State:
+        """Of the governor."""
+        return self.governor.state
+
+    @property
+    def fault(self) -> Reason | None:
+        """Of the governor."""
+        return self.governor.fault
+
+    def arm(self) -> None:
+        """Be ready to move the robot from where it is.
+
+        Raises:
+            ValueError: a real robot does not tell its pose, or the pose is refused.
+            RuntimeError: it is armed already, or in a fault.
+        """
+        pose = self._robot.pose()
+        if pose is None and self._robot.is_real:
+            raise ValueError(
+                "the robot does not tell its pose, a real one is only moved from where it is "
+                "known to be: return it from Robot.pose"
+            )
+        self.governor.arm(pose)
+
+    def read(self) -> Observation:
+        """The robot's newest observation."""
+        observation = self._robot.read()
+        self._observed = observation.capture_time
+        return observation
+
+    def send(
+        self, wanted: np.ndarray | None, *, tick: int, now: float, asked: float
+    ) -> np.ndarray | None:
+        """Send what may be sent; called once a control tick, even if nothing is wanted.
+
+        Args:
+            wanted: [Da], planned for this tick; None if there is nothing.
+            tick: control tick.
+            now: present time on the control clock [s].
+            asked: capture time of the observation that `wanted` was planned from [s].
+
+        Returns:
+            What was sent [Da]; None if nothing was.
+        """
+        allowed = self.governor(wanted, now=now, observed=self._observed, asked=asked)
+        if allowed is not None:
+            self._robot.command(allowed, tick)
+        return allowed
+
+    def brake(self, *, tick: int) -> np.ndarray | None:
+        """Send the next step of the fastest stop, then a hold; as `send`, but nothing is refused.
+
+        Called once a control tick until `governor.is_at_rest`, it ends a motion that may end.
+        """
+        allowed = self.governor.brake()
+        if allowed is not None:
+            self._robot.command(allowed, tick)
+        return allowed
+
+    def stop(self) -> None:
+        """Let the driver hold still, and send nothing more until `arm`; a fault stays."""
+        self.governor.disarm()
+        self._robot.stop()
+
+    def reset(self) -> None:
+        """Acknowledge a fault; then `arm` again.
+
+        Raises:
+            RuntimeError: there is no fault, or the robot is still being braked.
+        """
+        self.governor.reset()
+
+    def emergency_stop(self) -> None:
+        """Brake and hold from the next tick on, until `reset`; any thread, any number of times."""
+        self.governor.emergency_stop()

@@ -1,0 +1,123 @@
+"""Serve a checkpoint's plans to a robot over the network.
+
+    cadence serve checkpoint=outputs/train/latest
+    cadence run env=pillar policy=ws://127.0.0.1:8765            # the same loop, planned there
+
+Plans for one client at a time. Serves this computer only, unless host= is given; then a token is
+needed, which clients must know, and certfile= and keyfile= keep it and the observations from being
+read on the way:
+
+    openssl rand -hex 32 > token && chmod 600 token
+    cadence serve checkpoint=outputs/train/latest host=0.0.0.0 token_file=token
+
+GET /health, /ready and /metrics (Prometheus) answer on the same port. Ctrl-C ends it. This protects
+an application; it is no certified safety function: the robot's own stop stays mandatory.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from policy.entry import entry, pick_device, use_threads
+from policy.planning import AgentPlanner
+from policy.serving.server import PolicyServer
+from policy.serving.settings import ServerSettings
+
+
+def read_token(token_file: str | None, token_env: str | None) -> str | None:
+    """The secret from a file or an environment variable; None where neither is named.
+
+    Raises:
+        ValueError: both are named, or there is nothing.
+    """
+    if token_file is not None and token_env is not None:
+        raise ValueError("token_file and token_env are both given: give one of them")
+    if token_file is not None:
+        path = Path(token_file)
+        if not path.is_file():
+            raise ValueError(f"token_file is {path}, which is no file: openssl rand -hex 32 > FILE")
+        return path.read_text().strip()
+    if token_env is not None:
+        token = os.environ.get(token_env)
+        if token is None:
+            raise ValueError(f"token_env is {token_env}, which is not set: export {token_env}=...")
+        return token
+    return None
+
+
+def settings_of(cfg: DictConfig) -> ServerSettings:
+    """The server's settings as configured."""
+    return ServerSettings(
+        host=str(cfg.host),
+        port=cfg.port,
+        token=read_token(cfg.token_file, cfg.token_env),
+        certfile=None if cfg.certfile is None else Path(cfg.certfile),
+        keyfile=None if cfg.keyfile is None else Path(cfg.keyfile),
+        page=None if cfg.page is None else Path(cfg.page),
+        lease_seconds=cfg.lease_seconds,
+    )
+
+
+async def serve(server: PolicyServer) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Raises:
+        Exception: what the planner raised while it warmed up.
+    """
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    settings = server.settings
+    async with server:
+        print(f"listening on {server.address}, warming up", flush=True)
+        until_end = asyncio.create_task(ended.wait())
+        until_ready = asyncio.create_task(server.wait_ready())
+        await asyncio.wait([until_end, until_ready], return_when=asyncio.FIRST_COMPLETED)
+        if until_ready.done():
+            until_ready.result()
+            print(f"ready: cadence run env=... policy={server.address}", flush=True)
+        if settings.token is not None:
+            print("clients need the token", flush=True)
+        if not settings.is_loopback and settings.certfile is None:
+            print("without TLS: whoever is on the way can read along (certfile=, keyfile=)")
+        await until_end
+        until_ready.cancel()
+    print("ended", flush=True)
+
+
+def run(cfg: DictConfig) -> None:
+    """Serve as configured."""
+    settings = settings_of(cfg)  # First, since it takes no time to be refused.
+    use_threads(cfg.threads)
+    device = pick_device(cfg.device)
+    planner = AgentPlanner.load(
+        cfg.checkpoint,
+        instantiate(cfg.sampler),
+        action_horizon=cfg.action_horizon,
+        device=device,
+        goal_weight=cfg.goal_weight,
+    )
+    print(f"device: {device}, {planner.agent.calls}")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    server = PolicyServer(
+        planner,
+        settings,
+        warm_up=planner.warm_up,
+        name=f"checkpoint {cfg.checkpoint}",
+        nfe=planner.agent.nfe,
+    )
+    asyncio.run(serve(server))
+
+
+def main() -> None:
+    """Entry point."""
+    entry("serve", run)
+
+
+if __name__ == "__main__":
+    main()

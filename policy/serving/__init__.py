@@ -1,0 +1,1 @@
+"""Plans over a network: a policy server, its client, and the frames between them."""

@@ -1,0 +1,141 @@
+"""The control loop on a virtual clock, with a real policy, against the lockstep evaluation."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from policy.controls import AsyncLoop, Lockstep
+from policy.entry import compose_config
+from policy.planning import AgentPlanner
+from policy.tasks import maker
+from policy.types import Request
+
+SAMPLERS = ("ddim_8", "rti", "rtc", "streaming")
+
+
+def config(checkpoint, *overrides):
+    return compose_config(
+        "evaluate",
+        [
+            f"checkpoint={checkpoint}",
+            "env=pick_place",  # Whose episodes last, whatever an untrained policy does.
+            "+env.max_episode_steps=30",
+            "episodes=2",
+            "rows=1",
+            "num_envs=1",
+            "action_horizon=4",
+            *overrides,
+        ],
+    )
+
+
+def played(cfg, control):
+    made = control(cfg)
+    torch.manual_seed(0)
+    return made, [asdict(episode) for episode in made.measure(maker(cfg, None))]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_t2_without_delay_it_equals_lockstep_bit_for_bit(pillar_checkpoint, sampler):
+    cfg = config(pillar_checkpoint, f"sampler={sampler}", "seed=3")
+    _, expected = played(cfg, Lockstep)
+    cfg.control = "async"
+    _, episodes = played(cfg, AsyncLoop)
+    assert episodes == expected
+
+
+@pytest.mark.parametrize("sampler", ["ddim_8", "rti", "rtc_prefix", "streaming"])
+@pytest.mark.parametrize("delay", [1, 3])
+def test_a_constant_delay_that_is_known_equals_lockstep_with_it(pillar_checkpoint, sampler, delay):
+    cfg = config(pillar_checkpoint, f"sampler={sampler}", f"inference_delay={delay}")
+    _, expected = played(cfg, Lockstep)
+    late = config(
+        pillar_checkpoint, f"sampler={sampler}", f"delay={delay}", f"seam.delay.fixed={delay}"
+    )
+    made, episodes = played(late, AsyncLoop)
+    assert episodes == expected
+    assert set(made.log.delays_in_ticks) == {delay}
+
+
+def test_two_runs_with_the_same_faults_are_the_same(pillar_checkpoint):
+    faults = ["delay=1", "faults.jitter=2", "faults.drop=0.2", "sampler.grid.n_steps=2"]
+    cfg = config(pillar_checkpoint, *faults)
+    (first, a), (second, b) = played(cfg, AsyncLoop), played(cfg, AsyncLoop)
+    assert a == b
+    assert first.log.report() == second.log.report()
+    assert first.log.n_failed > 0
+
+
+def test_limits_hold_in_the_simulator(pillar_checkpoint):
+    cfg = config(
+        pillar_checkpoint,
+        "delay=1",
+        "sampler.grid.n_steps=2",
+        "governor.limits.velocity=[0.1,0.1,0.1,1]",
+        "episodes=1",
+    )
+    made, _ = played(cfg, AsyncLoop)
+    facts = made.facts()
+    assert facts["governor"]["limits"]["velocity"] == [0.1, 0.1, 0.1, 1]
+    assert facts["refusals"]["velocity"] > 0
+
+
+def test_settings_of_the_other_control_are_refused(pillar_checkpoint):
+    with pytest.raises(ValueError, match="inference_delay=2"):
+        Lockstep(config(pillar_checkpoint, "delay=2"))
+    with pytest.raises(ValueError, match="delay=2"):
+        AsyncLoop(config(pillar_checkpoint, "inference_delay=2"))
+
+
+def history(planner):
+    fields = planner.contract.observation
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.uniform(-0.1, 0.1, (planner.horizons.obs, *field.shape)).astype(field.dtype)
+        for name, field in fields.items()
+    }
+
+
+def planner_of(checkpoint, sampler="rti"):
+    cfg = config(checkpoint, f"sampler={sampler}")
+    return AgentPlanner.load(cfg.checkpoint, instantiate(cfg.sampler), action_horizon=4)
+
+
+def test_r6_an_epoch_is_a_stream_of_its_own(pillar_checkpoint):
+    planner = planner_of(pillar_checkpoint)
+    seen = history(planner)
+    first = planner(Request(seen, 0, epoch=0, seed=7)).actions
+    planner(Request(seen, 4, epoch=0, seed=7))
+    again = planner(Request(seen, 0, epoch=1, seed=7)).actions
+    other = planner(Request(seen, 0, epoch=2, seed=8)).actions
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    planner(Request(seen, 5, epoch=2, seed=8))
+    with pytest.raises(ValueError, match="tick 0 came after one for tick 5"):
+        planner(Request(seen, 0, epoch=2, seed=8))
+
+
+def test_decided_actions_are_those_of_the_last_chunk(pillar_checkpoint):
+    planner = planner_of(pillar_checkpoint)
+    seen = history(planner)
+    first = planner(Request(seen, 0, seed=7)).actions
+    second = planner(Request(seen, 4, seed=7, delay=3)).actions
+    np.testing.assert_allclose(second[:3], first[4:7], rtol=0, atol=1e-6)  # Scaled and back.
+    assert not np.allclose(second[3:8], first[7:12], atol=1e-4)
+
+
+def test_more_decided_actions_than_fit_are_planned_as_the_most_that_do(pillar_checkpoint):
+    planner = planner_of(pillar_checkpoint)
+    # 16 predicted, 4 executed, and real-time iteration has to know one more.
+    assert planner.max_delay == 11
+    planner(Request(history(planner), 0, delay=99))
+
+
+def test_warming_up_leaves_no_trace(pillar_checkpoint):
+    planner, fresh = planner_of(pillar_checkpoint), planner_of(pillar_checkpoint)
+    planner.warm_up()
+    request = Request(history(planner), 0, seed=3)
+    assert np.array_equal(planner(request).actions, fresh(request).actions)
