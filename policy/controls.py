@@ -1,5 +1,8 @@
 """Two ways to play the episodes of an evaluation: side by side, or in a robot's control loop."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Protocol
 
 from hydra.utils import instantiate
@@ -10,6 +13,7 @@ from envs.robots.sim import SimRobot
 from envs.vector import MakeEnv, make_vec
 from policy.agent import Agent
 from policy.async_play import play_async, relative_jumps
+from policy.control import refusals
 from policy.control.governor import Governor
 from policy.control.injected import Faults
 from policy.control.latency import TimingLog
@@ -131,17 +135,18 @@ class AsyncLoop:
             )
 
         try:
-            self._refusals = play_async(
-                self._planner,
-                make_env,
-                _seeds(cfg),
-                manner=instantiate(cfg.seam.manner),
-                make_delay=lambda: instantiate(cfg.seam.delay),
-                make_governor=make_governor,
-                faults=self._faults,
-                log=self.log,
-                finished=finished,
-            )
+            with _quiet_refusals():
+                self._refusals = play_async(
+                    self._planner,
+                    make_env,
+                    _seeds(cfg),
+                    manner=instantiate(cfg.seam.manner),
+                    make_delay=lambda: instantiate(cfg.seam.delay),
+                    make_governor=make_governor,
+                    faults=self._faults,
+                    log=self.log,
+                    finished=finished,
+                )
         except KeyboardInterrupt:
             _interrupted(finished)
         return sorted(finished, key=lambda episode: episode.seed)
@@ -158,6 +163,18 @@ class AsyncLoop:
             "refusals": self._refusals,
             "relative_jumps": relative_jumps(self.log),
         }
+
+
+@contextlib.contextmanager
+def _quiet_refusals() -> Iterator[None]:
+    """No line for each refusal: hours pass in a minute, and `facts` has the counts."""
+    logger = logging.getLogger(refusals.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _seeds(cfg: DictConfig) -> range:

@@ -2,9 +2,9 @@ r"""Success against the delay of inference, for each way of putting late chunks 
 
     cadence delays checkpoint=outputs/train/latest env=pillar
     cadence delays checkpoint=... env=gym_pusht delays='[0,2,4]' episodes=200 \
-        'suite.rows=[{name: switch, seam: none, sampler: fitted, set: {n_steps: 2}}]'
+        'seams.rows=[{name: switch, seam: none, sampler: fitted, set: {n_steps: 2}}]'
 
-A suite (configs/suite) is a list of rows: a name, a seam (configs/seam), a sampler, settings of the
+`seams` (configs/seams) is a list of rows: a name, a seam (configs/seam), a sampler, settings of the
 sampler that differ from its file, and executed actions per chunk. Each row is played with each of
 `delays` by the loop that controls robots, on a virtual clock, on the same unseen starts (as by
 `cadence evaluate control=async`). Of each: success and score with 95 % intervals, denoiser calls
@@ -37,14 +37,14 @@ ROW = {"name": "", "seam": "none", "sampler": "", "set": {}, "action": None}
 
 
 def read_rows(cfg: DictConfig) -> list[dict]:
-    """The rows of the suite.
+    """The rows of `seams`.
 
     Raises:
         ValueError: there are none, or an entry of one is unknown, missing or of another kind.
     """
-    rows = OmegaConf.to_container(cfg.suite.rows, resolve=True)
+    rows = OmegaConf.to_container(cfg.seams.rows, resolve=True)
     if not isinstance(rows, list) or not rows:
-        raise ValueError("the suite has no rows: give suite.rows=[{name: switch, sampler: ddim_8}]")
+        raise ValueError("there are no rows: give seams.rows=[{name: switch, sampler: ddim_8}]")
     for row in rows:
         is_known = isinstance(row, dict) and not set(row) - set(ROW)
         if not is_known or not (row.get("name") and row.get("sampler")):

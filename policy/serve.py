@@ -10,8 +10,9 @@ read on the way:
     openssl rand -hex 32 > token && chmod 600 token
     cadence serve checkpoint=outputs/train/latest host=0.0.0.0 token_file=token
 
-GET /health, /ready and /metrics (Prometheus) answer on the same port. Ctrl-C ends it. This protects
-an application; it is no certified safety function: the robot's own stop stays mandatory.
+GET /health, /ready and /metrics (Prometheus) answer on the same port; with page=true, a browser
+shows there how the robot is controlled. Ctrl-C ends it. This protects an application; it is no
+certified safety function: the robot's own stop stays mandatory.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from omegaconf import DictConfig
 
 from policy.entry import entry, pick_device, use_threads
 from policy.planning import AgentPlanner
+from policy.serving.endpoints import WATCH_PAGE
 from policy.serving.server import PolicyServer
 from policy.serving.settings import ServerSettings
 
@@ -58,7 +60,7 @@ def settings_of(cfg: DictConfig) -> ServerSettings:
         token=read_token(cfg.token_file, cfg.token_env),
         certfile=None if cfg.certfile is None else Path(cfg.certfile),
         keyfile=None if cfg.keyfile is None else Path(cfg.keyfile),
-        page=None if cfg.page is None else Path(cfg.page),
+        page=WATCH_PAGE if cfg.page else None,
         lease_seconds=cfg.lease_seconds,
     )
 
@@ -81,6 +83,8 @@ async def serve(server: PolicyServer) -> None:
         if until_ready.done():
             until_ready.result()
             print(f"ready: cadence run env=... policy={server.address}", flush=True)
+        if settings.page is not None:
+            print(f"watch: http{server.address.removeprefix('ws')}/", flush=True)
         if settings.token is not None:
             print("clients need the token", flush=True)
         if not settings.is_loopback and settings.certfile is None:

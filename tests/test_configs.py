@@ -34,8 +34,8 @@ def targets(node: object) -> Iterator[str]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_verb_composes(verb):
     # Groups without a default are given one, as a user would.
-    needs_env = verb in ("collect", "evaluate", "run", "frontier", "finetune")
-    assert compose_config(verb, ["env=pillar"] if needs_env else [])
+    is_played = ("collect", "evaluate", "run", "frontier", "finetune", "delays", "calibrate")
+    assert compose_config(verb, ["env=pillar"] if verb in is_played else [])
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)

@@ -22,6 +22,8 @@ from websockets.datastructures import Headers, MultipleValuesError
 from websockets.http11 import Request, Response
 
 MAX_PAGE = 2**20  # bytes
+# On which a person watches a robot being controlled.
+WATCH_PAGE = Path(__file__).with_name("watch.html")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 

@@ -1,70 +1,38 @@
-"""`cadence run`: an agent's stream on the control loop, and what is told afterwards."""
+"""`cadence run`: episodes on a robot, what is told afterwards, and how it ends when things fail."""
 
-from types import SimpleNamespace
-from typing import cast
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 
-import numpy as np
 import pytest
 
-from data.types import Contract, Field, Horizons
-from policy.agent import Agent
 from policy.control.latency import TimingLog
 from policy.entry import compose_config
-from policy.run import StreamPolicy, run, timing_table
+from policy.run import FAULT_STATUS, run, timing_table
 
-CONTRACT = Contract({"place": Field(shape=(2,))}, Field(shape=(2,)), control_dt=0.1)
-
-
-class FakeAgent:
-    horizons = Horizons(obs=3, pred=8, action=4)
-    contract = CONTRACT
-
-    def __init__(self):
-        self.seeds, self.shifts, self.renewed = [], [], []
-
-    def start(self, seeds):
-        self.seeds += list(seeds)
-        self.streams = SimpleNamespace(ticks=[0] * len(seeds))
-        return self.streams
-
-    def shift(self, streams, n_executed):
-        assert n_executed <= self.horizons.pred
-        streams.ticks = [tick + n_executed for tick in streams.ticks]
-        self.shifts.append(n_executed)
-
-    def renew(self, streams, slot):
-        self.renewed.append(slot)
-
-    def chunk(self, streams, observation):
-        assert observation["place"].shape == (1, 3, 2)
-        return np.arange(16.0).reshape(1, 8, 2)
-
-
-def test_stream_moves_on_by_the_ticks_that_passed():
-    agent = FakeAgent()
-    policy = StreamPolicy(cast(Agent, agent), seed=7)
-    history = {"place": np.zeros((3, 2))}
-    chunks = [policy(history, tick) for tick in (0, 4, 9, 29)]
-    assert agent.seeds == [7]
-    assert agent.shifts == [4, 5]
-    assert agent.renewed == [0]  # 20 ticks are more than a chunk holds.
-    assert agent.streams.ticks == [29]
-    assert [chunk.tick0 for chunk in chunks] == [0, 4, 9, 29]
-    assert chunks[0].actions.shape == (8, 2)
-    assert chunks[0].contract is CONTRACT
+SMALL = ["env=pick_place", "sampler.grid.n_steps=1", "episodes=1", "action_horizon=4"]
 
 
 def test_table_shows_milliseconds_and_counts():
     log = TimingLog(0.1)
     log.add_latency(0.0125)
-    log.add_command(time=1.0125, due=1.0)
-    log.add_command(time=1.1, due=1.1)
+    log.add_command(time=1.0125, due=1.0, woken=1.0025)
+    log.add_command(time=1.1, due=1.1, woken=1.1)
+    log.add_delay(2, reckoned=1)
     log.n_missed = 2
-    period, latency, delay, counts = timing_table(log).splitlines()[1:]
-    assert period.split() == ["period", "(want", "100)", *["87.50"] * 5]
-    assert latency.split() == ["policy", "latency", *["12.50"] * 5]
+    lines = timing_table(log).splitlines()[1:]
+    period, latency, wake, work, delay, _age, counts, late = lines
+    assert period.split() == ["period", "(want", "100)", *["87.50"] * 6]
+    assert latency.split() == ["policy", "latency", *["12.50"] * 6]
+    assert wake.split()[-1] == "2.50"
+    assert work.split()[-1] == "10.00"
     assert delay.split()[:3] == ["command", "delay", "6.25"]
-    assert "commands 2  missed deadlines 2  held 0" in counts
+    assert "commands 2  missed deadlines 2  stalls of the system 1  held 0" in counts
+    assert "1 x 2  later than reckoned 1" in late
 
 
 def test_table_of_an_interrupted_run_says_that_there_is_nothing():
@@ -76,3 +44,76 @@ def test_nothing_to_run_is_refused(setting):
     cfg = compose_config("run", ["env=pillar", "checkpoint=there", f"{setting}=0"])
     with pytest.raises(ValueError, match=f"{setting} is 0"):
         run(cfg)
+
+
+@pytest.mark.parametrize("given", [[], ["checkpoint=there", "policy=ws://127.0.0.1:1"]])
+def test_one_planner_is_needed(given):
+    with pytest.raises(ValueError, match="give one of checkpoint=DIR and policy="):
+        run(compose_config("run", ["env=pillar", *given]))
+
+
+def test_a_run_writes_what_it_did(pillar_checkpoint, tmp_path):
+    settings = [*SMALL, f"checkpoint={pillar_checkpoint}", f"out={tmp_path}", "seconds=0.9"]
+    results = run(compose_config("run", settings))
+    assert isinstance(results, dict)
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert written["complete"]
+    assert written["episodes"][0]["ticks"] == 9
+    timing = written["timing"]
+    assert timing["n_commands"] + timing["n_missed"] == 9
+    assert len(written["samples"]["delay"]) == timing["n_commands"]
+
+
+def test_s13_an_emergency_stop_by_signal_ends_the_run_with_its_status(pillar_checkpoint, tmp_path):
+    timer = threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGUSR1])
+    settings = [*SMALL, f"checkpoint={pillar_checkpoint}", f"out={tmp_path}", "seconds=60"]
+    # Slow enough that the episode, of 100 ticks of 0.1 s, has not ended by itself.
+    timer.start()
+    assert run(compose_config("run", settings)) == FAULT_STATUS
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert written["fault"] == "emergency stop"
+    assert not written["complete"]
+    assert written["episodes"][0]["ticks"] < 100
+
+
+def serving(checkpoint, *settings):
+    """A policy server in a process of its own, and its address."""
+    command = [sys.executable, "-m", "policy.serve", f"checkpoint={checkpoint}", "port=0"]
+    process = subprocess.Popen(
+        [*command, "sampler.grid.n_steps=1", "action_horizon=4", *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "policy=ws" in line:
+            return process, line.split("policy=")[1].strip()
+    raise AssertionError("the server did not come up")
+
+
+def test_s8_s12_killed_server_ends_in_a_hold_and_a_fault(pillar_checkpoint, tmp_path):
+    process, address = serving(pillar_checkpoint)
+    try:
+        killer = threading.Timer(1.5, process.kill)
+        killer.start()
+        settings = [
+            *SMALL[:1],
+            "episodes=1",
+            f"policy={address}",
+            f"out={tmp_path}",
+            "seconds=60",
+            "deadline=0.2",
+            "seam=blend",
+            "governor.watchdog=0.5",
+        ]
+        begun = time.monotonic()
+        assert run(compose_config("run", settings)) == FAULT_STATUS
+        assert time.monotonic() - begun < 30  # Not the whole episode.
+    finally:
+        process.kill()
+        process.wait()
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert written["fault"] == "starved"
+    assert written["timing"]["n_failed"] > 0
+    assert written["refusals"]["starved"] >= 5  # At 10 Hz, half a second without an action.

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from data.record import contract_of
 from data.store import EpisodeStore
 from data.types import ContractError
-from policy import collect, evaluate, train
+from policy import collect, controls, evaluate, train
 from policy.checkpoint import load
 from policy.entry import compose_config
 from policy.evaluate import task_table
@@ -145,7 +145,7 @@ def test_a_policy_of_a_mixture_is_evaluated_on_all_its_tasks(together, tmp_path,
 def test_an_interruption_keeps_the_tasks_before_it(together, tmp_path, monkeypatch):
     out = tmp_path / "run"
     train.run(compose_config("train", [f"store.path={together}", *SMALL, f"out={out}"]))
-    play = evaluate.play
+    play = controls.play
     played = []
 
     def interrupted(*arguments, **options):
@@ -154,7 +154,7 @@ def test_an_interruption_keeps_the_tasks_before_it(together, tmp_path, monkeypat
             raise KeyboardInterrupt
         return play(*arguments, **options)
 
-    monkeypatch.setattr(evaluate, "play", interrupted)
+    monkeypatch.setattr(controls, "play", interrupted)
     overrides = [*TOLD, f"checkpoint={out}", "episodes=1", f"out={tmp_path}"]
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(compose_config("evaluate", [*overrides, "sampler.grid.n_steps=1"]))
