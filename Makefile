@@ -31,7 +31,7 @@ format: .venv/.dev
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(PIP) -e '.[dev,pusht,metaworld,tensorboard]'
+	$(PIP) -e '.[dev,pusht,metaworld,tensorboard,ur]'
 	touch $@
 
 clean:

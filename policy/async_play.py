@@ -19,7 +19,8 @@ from policy.control.governor import Governor
 from policy.control.inference import Inference
 from policy.control.injected import Faults, Injected
 from policy.control.latency import TimingLog
-from policy.control.loop import Manner, control_loop
+from policy.control.loop import control_loop
+from policy.control.manner import Manner
 from policy.planning import AgentPlanner
 from policy.play import Episode
 from policy.progress import progress_bar

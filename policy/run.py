@@ -20,8 +20,8 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Protocol, cast
 
 from hydra.utils import instantiate
@@ -33,12 +33,13 @@ from policy.control.delay import DelayEstimate
 from policy.control.governed import Governed
 from policy.control.inference import Inference
 from policy.control.latency import TimingLog
-from policy.control.loop import Manner, control_loop
-from policy.control.samples import Summary
+from policy.control.loop import control_loop
+from policy.control.manner import Manner
 from policy.durable import write_json
 from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
 from policy.planning import AgentPlanner
+from policy.run_report import Episode, refusals_of, summary_line, timing_table
 from policy.serve import read_token
 from policy.serving.client import RemotePlanner
 from policy.tasks import check_told, maker
@@ -63,57 +64,6 @@ class EpisodicRobot(Robot, Protocol):
     def close(self) -> None:
         """Let go of it."""
         ...
-
-
-@dataclass(frozen=True)
-class Episode:
-    """What became of one start on the robot.
-
-    Args:
-        seed: of the start and of the policy's noise.
-        success: whether the task was done.
-        ticks: control ticks that passed.
-        clipped: commands that were moved to the robot's limits.
-        mode: way taken, where the task has several; 0 is none.
-        fault: what the governor stopped the robot for; "" for nothing.
-    """
-
-    seed: int
-    success: bool
-    ticks: int
-    clipped: int
-    mode: int
-    fault: str = ""
-
-
-def timing_table(log: TimingLog) -> str:
-    """Period, latency, delay and age in milliseconds, and what was missed, for a terminal."""
-    report = log.report()
-    lines = [f"{'[ms]':<18}{'mean':>9}{'p50':>9}{'p95':>9}{'p99':>9}{'p99.9':>9}{'max':>9}"]
-    for name, summary in (
-        (f"period (want {1e3 * report.control_dt:g})", report.period),
-        ("policy latency", report.latency),
-        ("wake-up", report.wake),
-        ("work to command", report.work),
-        ("command delay", report.delay),
-        ("age at command", report.age),
-    ):
-        lines.append(f"{name:<18}{_milliseconds(summary)}")
-    late = ", ".join(f"{n} x {ticks}" for ticks, n in report.delays.items()) or "none"
-    lines += [
-        f"commands {report.n_commands}  missed deadlines {report.n_missed}  "
-        f"stalls of the system {report.n_stalls}  held {report.n_held}",
-        f"chunks late by [ticks]: {late}  later than reckoned {report.n_late}  "
-        f"failed requests {report.n_failed}  refused chunks {report.n_unsafe}",
-    ]
-    return "\n".join(lines)
-
-
-def _milliseconds(summary: Summary | None) -> str:
-    if summary is None:
-        return "  no samples"
-    s = summary
-    return "".join(f"{1e3 * value:>9.2f}" for value in (s.mean, s.p50, s.p95, s.p99, s.p999, s.max))
 
 
 def control_episodes(
@@ -282,7 +232,7 @@ def run(cfg: DictConfig) -> dict | int:
                 results = _results(cfg, planner, governed, log, finished)
                 write_json(out / "run.json", results)
                 print(timing_table(log))
-                print(_summary(governed, finished))
+                print(summary_line(governed, finished))
     finally:
         robot.close()
     return FAULT_STATUS if governed.fault is not None else results
@@ -299,7 +249,7 @@ def _results(
         "episodes": [asdict(episode) for episode in finished],
         "complete": len(finished) == cfg.episodes and governed.fault is None,
         "fault": governed.fault.value if governed.fault else None,
-        "refusals": _refusals(governed),
+        "refusals": refusals_of(governed),
         "timing": log.report().to_json(),
         "samples": {
             "period": log.periods.newest().tolist(),
@@ -314,19 +264,6 @@ def _results(
         "seed": cfg.seed,
         "fingerprint": fingerprint(),
     }
-
-
-def _refusals(governed: Governed) -> Mapping[str, int]:
-    return {reason.value: n for reason, n in governed.governor.counts.items() if n}
-
-
-def _summary(governed: Governed, finished: Sequence[Episode]) -> str:
-    refusals = ", ".join(f"{reason} {n}" for reason, n in _refusals(governed).items()) or "none"
-    return (
-        f"successes {sum(e.success for e in finished)} of {len(finished)} episodes, "
-        f"commands clipped by the robot: {sum(e.clipped for e in finished)}, "
-        f"changed by the governor: {refusals}"
-    )
 
 
 def main() -> None:

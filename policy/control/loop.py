@@ -19,10 +19,7 @@ finite -> the chunk is refused and the loop ends with an error; no plan comes ->
 error or Ctrl-C -> the robot is brought to rest and stopped.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -33,56 +30,15 @@ from policy.control.governed import Governed
 from policy.control.history import History
 from policy.control.inference import Inference, Reply
 from policy.control.latency import TimingLog
+from policy.control.manner import Manner
 from policy.control.motion import hold
 from policy.control.plan import Plan, Step, UnsafeActionError
-from policy.control.seam import Seam, switch
+from policy.control.ticks import Ticks
 from policy.types import PlannerError, Request
 
-# A deadline reached by adding floats may be short of itself by rounding; in ticks.
-ROUNDING = 1e-6
 
-# Until the next chunk comes, later than reckoned: stand still at the last action's place, slow down
-# to rest, or execute what is left of the plan and then slow down.
-Starvation = Literal["hold", "decelerate", "finish"]
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How the loop deals with a policy's delay.
-
-    Args:
-        seam: mixes a new chunk with what is left of the last one.
-        starvation: what is done while a chunk is later than reckoned.
-        patience: how long a tick waits for a reply before it commands [ticks]; 0: not at all.
-        start_timeout: how long the first chunk may take [s].
-        urgent_after: chunks later than reckoned in a row, after which the policy is asked to hurry
-            until one is in time; None: never.
-        max_missed: control ticks in a row that may be missed; one more ends the episode.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-
-    seam: Seam = switch
-    starvation: Starvation = "finish"
-    patience: float = 0.0
-    start_timeout: float = 60.0
-    urgent_after: int | None = 3
-    max_missed: int = 100
-
-    def __post_init__(self):
-        if self.starvation not in get_args(Starvation):
-            choices = ", ".join(get_args(Starvation))
-            raise ValueError(f"starvation is {self.starvation!r}, choose one of {choices}")
-        if not 0 <= self.patience < 1:
-            raise ValueError(
-                f"patience is {self.patience} ticks, it must be at least 0 and less than 1"
-            )
-        if self.max_missed < 0 or (self.urgent_after is not None and self.urgent_after < 1):
-            raise ValueError(
-                f"urgent_after is {self.urgent_after} and max_missed {self.max_missed}: give "
-                f"urgent_after >= 1 or null, and max_missed >= 0"
-            )
+class OverrunError(RuntimeError):
+    """The computer cannot keep up with the robot."""
 
 
 def control_loop(
@@ -135,24 +91,6 @@ def control_loop(
             robot.stop()
 
 
-class OverrunError(RuntimeError):
-    """The computer cannot keep up with the robot."""
-
-
-class _Ticks:
-    """Control ticks on a clock: tick k begins at `start + k * control_dt`."""
-
-    def __init__(self, clock: Clock, *, control_dt: float):
-        self._clock, self._start, self.dt = clock, clock.now(), control_dt
-
-    def due(self, tick: float) -> float:
-        return self._start + tick * self.dt
-
-    def present(self, at_least: int) -> int:
-        elapsed = (self._clock.now() - self._start) / self.dt
-        return max(at_least, math.floor(elapsed + ROUNDING))
-
-
 class _Loop:
     """What the control thread knows of an episode."""
 
@@ -182,7 +120,7 @@ class _Loop:
         self._sent: tuple[int, np.ndarray] | None = None
         self._held: np.ndarray | None = None  # what is held while the plan is short
         self._n_late = 0  # chunks in a row that were later than reckoned
-        self._ticks = _Ticks(clock, control_dt=robot.contract.control_dt)
+        self._ticks = Ticks(clock, control_dt=robot.contract.control_dt)
 
     def wait_for_first_plan(self) -> None:
         """Ask for the chunk of tick 0 and merge it; the robot stands still meanwhile."""
@@ -203,7 +141,7 @@ class _Loop:
 
     def run(self, n_ticks: int, is_over: Callable[[], bool]) -> int:
         """Control until the end of the episode; returns the ticks that passed."""
-        ticks = self._ticks = _Ticks(self._clock, control_dt=self._ticks.dt)
+        ticks = self._ticks = Ticks(self._clock, control_dt=self._ticks.dt)
         next_tick = 0
         while True:
             self._clock.sleep_until(ticks.due(next_tick))

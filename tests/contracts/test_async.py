@@ -16,7 +16,8 @@ from policy.control.governor_settings import governor
 from policy.control.history import History
 from policy.control.inference import Inference
 from policy.control.latency import TimingLog
-from policy.control.loop import Manner, control_loop
+from policy.control.loop import control_loop
+from policy.control.manner import Manner
 from policy.planning import AgentPlanner
 from policy.types import Request
 

@@ -12,7 +12,8 @@ import pytest
 
 from policy.control.latency import TimingLog
 from policy.entry import compose_config
-from policy.run import FAULT_STATUS, run, timing_table
+from policy.run import FAULT_STATUS, run
+from policy.run_report import timing_table
 
 SMALL = ["env=pick_place", "sampler.grid.n_steps=1", "episodes=1", "action_horizon=4"]
 
@@ -65,11 +66,21 @@ def test_a_run_writes_what_it_did(pillar_checkpoint, tmp_path):
 
 
 def test_s13_an_emergency_stop_by_signal_ends_the_run_with_its_status(pillar_checkpoint, tmp_path):
-    timer = threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGUSR1])
+    previous = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def stop_when_it_runs():
+        while not callable(signal.getsignal(signal.SIGUSR1)):
+            time.sleep(0.01)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=stop_when_it_runs, daemon=True).start()
     settings = [*SMALL, f"checkpoint={pillar_checkpoint}", f"out={tmp_path}", "seconds=60"]
-    # Slow enough that the episode, of 100 ticks of 0.1 s, has not ended by itself.
-    timer.start()
-    assert run(compose_config("run", settings)) == FAULT_STATUS
+    try:
+        # The episode has 100 ticks of 0.1 s, so it does not end by itself before.
+        assert run(compose_config("run", settings)) == FAULT_STATUS
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
     written = json.loads((tmp_path / "run.json").read_text())
     assert written["fault"] == "emergency stop"
     assert not written["complete"]

@@ -17,7 +17,8 @@ from policy.control.history import History
 from policy.control.inference import Inference
 from policy.control.injected import Faults, Injected
 from policy.control.latency import TimingLog
-from policy.control.loop import Manner, OverrunError, control_loop
+from policy.control.loop import OverrunError, control_loop
+from policy.control.manner import Manner
 from policy.control.plan import UnsafeActionError
 from policy.control.seam import blend, switch
 from policy.types import ActionChunk, PlannerError

@@ -9,7 +9,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -24,9 +23,16 @@ from policy.serving.messages import Value
 from policy.settings import check_settings
 
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --remote-debugging-port=0"
-).split()
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+)
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 REPORT: dict[str, Value] = {
@@ -61,16 +67,14 @@ class Tab:
 
     def __init__(self, connection: ClientConnection):
         self._connection, self._n = connection, 0
-        self.urls: list[str] = []
+        self.urls: dict[str, str] = {}  # by request; without what the page's policy kept back
         self.errors: list[str] = []
         for domain in ("Network", "Log", "Runtime", "Page"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: object) -> dict:
         self._n += 1
-        self._connection.send(
-            json.dumps({"id": self._n, "method": method, "params": parameters})
-        )
+        self._connection.send(json.dumps({"id": self._n, "method": method, "params": parameters}))
         while True:
             message = json.loads(self._connection.recv(PATIENCE))
             if message.get("id") == self._n:
@@ -80,9 +84,11 @@ class Tab:
 
     def _take_event(self, name: str, event: dict) -> None:
         if name == "Network.requestWillBeSent":
-            self.urls.append(event["request"]["url"])
+            self.urls[event["requestId"]] = event["request"]["url"]
         elif name == "Network.webSocketCreated":
-            self.urls.append(event["url"])
+            self.urls[event["requestId"]] = event["url"]
+        elif name == "Network.loadingFailed" and event.get("blockedReason") == "csp":
+            self.urls.pop(event["requestId"], None)
         elif name == "Runtime.exceptionThrown":
             self.errors.append(str(event["exceptionDetails"]))
         elif name == "Log.entryAdded" and event["entry"]["level"] == "error":
@@ -92,6 +98,14 @@ class Tab:
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def open(self, port: int) -> None:
+        self.call("Page.navigate", url=f"http://127.0.0.1:{port}/")
+        wait_until(
+            lambda: self.evaluate(
+                "document.readyState === 'complete' && typeof byId === 'function'"
+            )
+        )
 
     def text(self, selector: str) -> str:
         return self.evaluate(f"document.querySelector({json.dumps(selector)}).textContent")
@@ -116,6 +130,10 @@ def tab(tmp_path_factory) -> Iterator[Tab]:
     if browser is None:
         pytest.skip("there is no Chromium to look at the page with (apt-get install chromium)")
     folder = tmp_path_factory.mktemp("browser")
+    # No connections on suspicion: a server that ends waits for the silent ones to time out.
+    (folder / "Default").mkdir()
+    preferences = {"net": {"network_prediction_options": 2}}
+    (folder / "Default" / "Preferences").write_text(json.dumps(preferences))
     command = [browser, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
@@ -137,20 +155,18 @@ def tab(tmp_path_factory) -> Iterator[Tab]:
 
 
 @contextmanager
-def watching(tab: Tab, *, is_quiet: bool = True, **settings):
-    """A server whose page is open in the tab; nobody else is asked, and nothing goes wrong."""
+def watching(tab: Tab, **settings):
+    """A server whose page is open in the tab; nobody else is asked, and no error is logged."""
     with serving(page=WATCH_PAGE, **settings) as server:
         tab.resize(SIZES["desktop"])
         tab.urls.clear()
         tab.errors.clear()
-        tab.call("Page.navigate", url=f"http://127.0.0.1:{server.port}/")
-        wait_until(lambda: tab.evaluate("document.readyState") == "complete")
+        tab.open(server.port)
         yield server
-        hosts = {url.split("/")[2] for url in tab.urls if not url.startswith("data:")}
+        hosts = {url.split("/")[2] for url in tab.urls.values() if not url.startswith("data:")}
         assert hosts == {f"127.0.0.1:{server.port}"}
         assert len(tab.urls) >= 2, "neither the page nor its socket was seen"
-        if is_quiet:
-            assert tab.errors == []
+        assert tab.errors == []
         tab.call("Page.navigate", url="about:blank")
 
 
@@ -194,7 +210,7 @@ def test_what_is_reported_is_shown_and_what_is_not_is_no_data(tab):
         assert tab.text("#reasons") == "velocity3not finite2"
         assert tab.text("[data-sums=period_ms]") == " p50 100.5 p99 123.4 max 234.5"
         assert tab.text("[data-sums=seam_jump]") == " p50 0.3750 p99 no data max no data"
-        assert tab.text("[data-sums=age_ms]") == " p50 no data p99 no data max no data"
+        assert tab.text("[data-sums=age_ms]") == "no data"
         assert tab.text("#delays_text") == "9 chunks"
         assert tab.text("#plan_text") == "tick 13 · 2 ticks planned · seam at tick 15"
         elements = tab.evaluate("[...byId('elements').children].map((each) => each.textContent)")
@@ -228,7 +244,8 @@ def test_plans_and_curves_are_drawn_in_their_colours(tab):
         assert colours_of("[data-curve=period_ms]") == ["first"]
         assert colours_of("[data-curve=age_ms]") == []
         assert colours_of("#delays") == ["first"]
-        reported(tab, planner, "byId('elements').children.length === 0", sent_actions=[1.0])
+        odd: dict[str, Value] = {"sent_actions": [1.0], "planned_ticks": []}
+        reported(tab, planner, "byId('elements').children.length === 0", **odd)
         assert tab.text("#plan_text") == "no data"
 
 
@@ -245,9 +262,11 @@ def test_a_fault_turns_the_word_and_stays_when_nobody_controls(tab):
         assert tab.text("#fault") == "the last run ended in it: clamped too long"
         # What was known last is not shown as if it were now.
         assert tab.evaluate("byId('main').className") == "old"
-        tab.call("Page.reload")
-        wait_until(lambda: tab.evaluate("values.size") == len(REPORT))
+        # The server keeps the last report for those who come later: it may be an old one.
+        tab.open(server.port)
+        wait_until(lambda: tab.evaluate("reports") == 1)
         assert not tab.evaluate("isLive()")
+        assert tab.evaluate("byId('state').className") == "past"
 
 
 def test_nobody_controls_is_said_in_words(tab):
@@ -255,9 +274,10 @@ def test_nobody_controls_is_said_in_words(tab):
         wait_until(lambda: tab.text("#link") == "connected: nobody controls")
         assert tab.text("#state") == "nobody controls"
         numbers = tab.evaluate(
-            "[...document.querySelectorAll('[data-value], [data-sum]')].map((b) => b.textContent)"
+            "[...document.querySelectorAll('[data-value], [data-sums], .note[id$=_text]')]"
+            ".map((node) => node.textContent)"
         )
-        assert len(numbers) > 20
+        assert len(numbers) == 8 + 6 + 2
         assert set(numbers) == {"no data"}
 
 
@@ -289,12 +309,9 @@ def test_hostile_texts_are_shown_as_texts_and_hostile_numbers_as_no_data(tab):
             assert tab.evaluate("window.hit === undefined")
             # Even what got in would be kept from running, and from calling elsewhere.
             tab.evaluate(f"document.body.insertAdjacentHTML('beforeend', {json.dumps(evil)})")
-            tab.evaluate("eval === 0")
-            assert tab.evaluate("window.hit === undefined")
-            wait_until(lambda: bool(tab.evaluate("1") and tab.errors))
+            wait_until(lambda: tab.evaluate("window.hit === undefined") and len(tab.errors) >= 2)
             assert all("Content Security Policy" in error for error in tab.errors)
             tab.errors.clear()
-            tab.urls = [url_ for url_ in tab.urls if url_ != url]  # Asked for, and not sent.
             with pytest.raises(TimeoutError):
                 canary.accept()
 
@@ -317,20 +334,14 @@ def test_a_token_is_asked_for_and_kept_in_memory_only(tab):
 
 
 def test_it_connects_again_with_growing_pauses(tab):
-    with watching(tab, is_quiet=False) as server:
-        wait_until(lambda: tab.evaluate("isWelcome && pause === FIRST_PAUSE"))
+    with serving(page=WATCH_PAGE) as server:
         port = server.port
-        tab.evaluate("var pauses = []; setInterval(() => pauses.push(pause), 20)")
-        leave = watching(tab)
-        del leave
-    # The page was left; so look at one whose server ends while it is open.
-    with serving(page=WATCH_PAGE, port=port):
-        tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/")
-        wait_until(lambda: tab.evaluate("document.readyState === 'complete' && isWelcome"))
-        tab.evaluate("var pauses = [pause]; setInterval(() => pauses.push(pause), 20)")
+        tab.open(port)
+        wait_until(lambda: tab.evaluate("isWelcome"))
+        tab.evaluate("var pauses = new Set([pause]); setInterval(() => pauses.add(pause), 20)")
     wait_until(lambda: tab.text("#link").startswith("not connected: next attempt in"))
-    wait_until(lambda: tab.evaluate("pause") >= 2000)
-    assert tab.evaluate("[...new Set(pauses)].slice(0, 3)") == [500, 1000, 2000]
+    wait_until(lambda: tab.evaluate("pauses.size") >= 3)
+    assert tab.evaluate("[...pauses].slice(0, 3)") == [500, 1000, 2000]
     assert tab.text("#state") == "no data"
     with serving(page=WATCH_PAGE, port=port):
         wait_until(lambda: tab.text("#link") == "connected: nobody controls")
@@ -341,14 +352,14 @@ def test_it_connects_again_with_growing_pauses(tab):
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_it_fits_the_screen_and_follows_the_preferred_colours(tab, size):
     with watching(tab) as server, controlling(server) as planner:
-        found = []
-        for scheme in ("light", "dark"):
-            tab.resize(size, scheme=scheme)
-            reported(tab, planner, IS_LIVE)
-            assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
-            found.append(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
-            found.append(tab.evaluate("colours.ink"))
-        assert len(set(found)) == 4
+        ground = "getComputedStyle(document.body).backgroundColor"
+        tab.resize(size, scheme="light")
+        reported(tab, planner, IS_LIVE)
+        light, ink = tab.evaluate(ground), tab.evaluate("colours.ink")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
+        tab.resize(size, scheme="dark")
+        wait_until(lambda: tab.evaluate("colours.ink") != ink)
+        assert tab.evaluate(ground) != light
 
 
 def test_it_holds_nothing_but_inline_blocks():
