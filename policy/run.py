@@ -16,8 +16,11 @@ with exit status 3. Latencies are of warm calls. Writes run.json.
 
 import contextlib
 import gc
+import logging
+import logging.handlers
 import math
 import os
+import queue
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -28,6 +31,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from data.types import Contract
+from policy.control import refusals
 from policy.control.clock import WallClock
 from policy.control.delay import DelayEstimate
 from policy.control.governed import Governed
@@ -142,6 +146,23 @@ def _without_collections() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _logged_elsewhere() -> Iterator[None]:
+    """What the control thread logs is written by another thread: a terminal may block."""
+    logger, lines = logging.getLogger(refusals.__name__), queue.SimpleQueue()
+    handler = logging.handlers.QueueHandler(lines)
+    listener = logging.handlers.QueueListener(lines, logging.StreamHandler())
+    logger.addHandler(handler)
+    propagated, logger.propagate = logger.propagate, False
+    listener.start()
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagated
+        listener.stop()
+
+
+@contextlib.contextmanager
 def _emergency_stop_on_signal(governed: Governed) -> Iterator[None]:
     """`kill -USR1` stops the robot; from the main thread only, as Python demands."""
     if threading.current_thread() is not threading.main_thread():
@@ -214,6 +235,7 @@ def run(cfg: DictConfig) -> dict | int:
                 with (
                     Inference(planner, clock=clock) as inference,
                     _emergency_stop_on_signal(governed),
+                    _logged_elsewhere(),
                     Telemetry(planner, governed, log),
                 ):
                     control_episodes(

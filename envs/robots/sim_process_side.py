@@ -11,8 +11,8 @@ does not delay the next one. Records pass through shared memory (`envs.robots.sh
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from multiprocessing.shared_memory import SharedMemory
 
@@ -41,8 +41,8 @@ class Faults:
     """What goes wrong on purpose; the same in every run with the same seed.
 
     Args:
-        stalls: tick -> how long nothing happens from then on [s]: no step, no observation, and
-            commands are not looked at. The world stands still meanwhile.
+        stalls: pairs of a tick and how long nothing happens from then on [s]: no step, no
+            observation, and commands are not looked at. The world stands still meanwhile.
         drop: probability with which a command is lost.
         observation_jitter: what an observation is late by in addition, at most; uniform [s].
         kill_at: tick at which the robot's process kills itself.
@@ -52,18 +52,18 @@ class Faults:
         ValueError: a time is negative, or the probability is none.
     """
 
-    stalls: Mapping[int, float] = field(default_factory=dict)
+    stalls: Sequence[tuple[int, float]] = ()
     drop: float = 0.0
     observation_jitter: float = 0.0
     kill_at: int | None = None
     seed: int = 0
 
     def __post_init__(self):
-        # A plain dict, so that it can be sent to the process whatever the configuration gave.
-        plain = {int(tick): float(seconds) for tick, seconds in self.stalls.items()}
+        # Plain pairs, so that they can be sent to the process whatever the configuration gave.
+        plain = tuple((int(tick), float(seconds)) for tick, seconds in self.stalls)
         object.__setattr__(self, "stalls", plain)
         check_times(observation_jitter=self.observation_jitter)
-        check_times(**{f"the stall at tick {tick}": seconds for tick, seconds in plain.items()})
+        check_times(**{f"the stall at tick {tick}": seconds for tick, seconds in plain})
         if not 0 <= self.drop <= 1:
             raise ValueError(f"drop is {self.drop}, a probability must be in 0..1")
 

@@ -225,7 +225,7 @@ def test_s8_without_a_command_the_watchdog_holds_counts_and_lets_go_again():
 
 def test_a_stall_stops_the_world_and_lost_commands_are_the_same_ones_again():
     stall, at = 0.4, 5
-    robot = make_robot(faults=Faults(stalls={at: stall}, drop=0.5, seed=1))
+    robot = make_robot(faults=Faults(stalls=[(at, stall)], drop=0.5, seed=1))
     try:
         start = robot.read().capture_time - LEAD * ARM_DT
         for tick in range(40):
@@ -331,7 +331,7 @@ def test_a_setting_out_of_range_is_refused_before_a_process_starts(settings, mes
     ("settings", "message"),
     [
         ({"drop": 1.5}, "drop is 1.5"),
-        ({"stalls": {3: -1.0}}, "the stall at tick 3 is -1.0"),
+        ({"stalls": [(3, -1.0)]}, "the stall at tick 3 is -1.0"),
         ({"observation_jitter": -0.1}, "observation_jitter is -0.1"),
     ],
 )

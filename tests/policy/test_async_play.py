@@ -1,5 +1,6 @@
 """The control loop on a virtual clock, with a real policy, against the lockstep evaluation."""
 
+import copy
 from dataclasses import asdict
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
+from policy import controls
 from policy.controls import AsyncLoop, Lockstep
 from policy.entry import compose_config
 from policy.planning import AgentPlanner
@@ -139,3 +141,24 @@ def test_warming_up_leaves_no_trace(pillar_checkpoint):
     planner.warm_up()
     request = Request(history(planner), 0, seed=3)
     assert np.array_equal(planner(request).actions, fresh(request).actions)
+
+
+def test_r4_what_was_asked_and_the_seed_give_the_same_actions_again(pillar_checkpoint):
+    asked, answered = [], []
+
+    class Recorded(AgentPlanner):
+        def __call__(self, request):
+            chunk = super().__call__(request)
+            asked.append(copy.deepcopy(request))
+            answered.append(chunk.actions.copy())
+            return chunk
+
+    faults = ["delay=1", "faults.jitter=2", "sampler=streaming", "episodes=1"]
+    cfg = config(pillar_checkpoint, *faults)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(controls, "AgentPlanner", Recorded)
+        played(cfg, AsyncLoop)
+    assert len(asked) > 4
+    fresh = planner_of(pillar_checkpoint, sampler="streaming")
+    for request, actions in zip(asked, answered, strict=True):
+        assert np.array_equal(fresh(request).actions, actions)

@@ -1,6 +1,7 @@
 """`cadence run`: episodes on a robot, what is told afterwards, and how it ends when things fail."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from policy.control.latency import TimingLog
 from policy.entry import compose_config
-from policy.run import FAULT_STATUS, run
+from policy.run import FAULT_STATUS, _logged_elsewhere, run
 from policy.run_report import timing_table
 
 SMALL = ["env=pick_place", "sampler.grid.n_steps=1", "episodes=1", "action_horizon=4"]
@@ -128,3 +129,35 @@ def test_s8_s12_killed_server_ends_in_a_hold_and_a_fault(pillar_checkpoint, tmp_
     assert written["fault"] == "starved"
     assert written["timing"]["n_failed"] > 0
     assert written["refusals"]["starved"] >= 5  # At 10 Hz, half a second without an action.
+
+
+def test_s9_a_robot_that_stalls_is_not_commanded_blindly(pillar_checkpoint, tmp_path):
+    settings = [
+        *SMALL,
+        f"checkpoint={pillar_checkpoint}",
+        f"out={tmp_path}",
+        "seconds=60",
+        "robot=sim_process",
+        "robot.faults.stalls=[[8, 30.0]]",
+        "governor.max_observation_age=0.5",
+        "governor.watchdog=0.4",
+    ]
+    assert run(compose_config("run", settings)) == FAULT_STATUS
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert written["fault"] == "old observation"
+    assert 8 <= written["episodes"][0]["ticks"] < 40
+
+
+def test_what_is_logged_in_control_is_written_by_another_thread():
+    threads = []
+
+    class Spy(logging.StreamHandler):
+        def emit(self, record):
+            threads.append(threading.current_thread())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "StreamHandler", Spy)
+        with _logged_elsewhere():
+            logging.getLogger("policy.control.refusals").warning("starved")
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
