@@ -156,8 +156,8 @@ class AsyncLoop:
         return {
             "delay": self._cfg.delay,
             "faults": plain(self._cfg.faults),
-            "seam": plain(self._cfg.seam),
-            "governor": plain(self._cfg.governor),
+            "seam_settings": plain(self._cfg.seam),
+            "governor_settings": plain(self._cfg.governor),
             "max_delay": self._planner.max_delay,
             "timing": self.log.report().to_json(),
             "refusals": self._refusals,

@@ -56,7 +56,8 @@ class TimingReport:
 
     def to_json(self) -> dict:
         """JSON form; durations in seconds."""
-        return asdict(self)
+        delays = {str(ticks): n for ticks, n in self.delays.items()}  # JSON's keys are texts.
+        return asdict(self) | {"delays": delays}
 
 
 @dataclass

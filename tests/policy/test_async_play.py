@@ -81,7 +81,7 @@ def test_limits_hold_in_the_simulator(pillar_checkpoint):
     )
     made, _ = played(cfg, AsyncLoop)
     facts = made.facts()
-    assert facts["governor"]["limits"]["velocity"] == [0.1, 0.1, 0.1, 1]
+    assert facts["governor_settings"]["limits"]["velocity"] == [0.1, 0.1, 0.1, 1]
     assert facts["refusals"]["velocity"] > 0
 
 
