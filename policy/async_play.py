@@ -4,6 +4,7 @@ The loop, its threads and mailboxes and the governor are those that control a ro
 simulated. An episode's result depends on the checkpoint, the settings and its seed alone.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -40,6 +41,7 @@ def play_async(
     faults: Faults,
     log: TimingLog,
     finished: list[Episode],
+    is_interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, int]:
     """Play one episode per seed.
 
@@ -53,14 +55,19 @@ def play_async(
         faults: what is injected.
         log: takes in the timing, in simulated seconds.
         finished: gets each episode as it ends, so that an interruption loses none.
+        is_interrupted: asked at every tick; then the episode ends and counts for nothing.
 
     Returns:
         How often the governor met each reason to send something else.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
     """
     clock = VirtualClock()
     robot = SimRobot(make_env, clock=clock.now, read_contract=Contract.from_json)
     governed = Governed(cast(Robot, robot), make_governor(robot))
     with (
+        contextlib.closing(robot),
         Inference(Injected(planner, faults, clock=clock), clock=clock) as inference,
         progress_bar(total=len(seeds), unit="episode") as bar,
     ):
@@ -78,8 +85,10 @@ def play_async(
                 log=log,
                 epoch=epoch,
                 seed=seed,
-                is_over=lambda: robot.episode_over,
+                is_over=lambda: robot.episode_over or is_interrupted(),
             )
+            if is_interrupted():
+                raise KeyboardInterrupt
             if governed.fault is not None:
                 governed.reset()
             finished.append(
@@ -95,7 +104,6 @@ def play_async(
             n_successes = sum(episode.success for episode in finished)
             bar.set_postfix_str(f"{n_successes} of {len(finished)} succeeded", refresh=False)
             bar.update(1)
-    robot.close()
     return {reason.value: n for reason, n in governed.governor.counts.items() if n}
 
 

@@ -4,11 +4,13 @@
     cadence calibrate env=arm robot=sim into=configs/robot/sim.yaml
 
 It moves! One element of the action is stepped to and fro by `amplitude`, `repeats` times, through
-the governor; stand clear, with a hand at the emergency stop. Two latencies are told apart by the
-robot's own capture stamps, so they are as honest as these are: how old a reading is when it is
-taken, and how long a command takes until the robot moves. The second one is known as finely as
-readings are apart, and finer with more repeats. Writes calibrate.json, and with `into=FILE` the
-lines observation_latency and command_latency of that file, where it has them.
+the governor; stand clear, with a hand at the emergency stop (`kill -USR1 PID` is one, too). Two
+latencies are told apart by the robot's own capture stamps, so they are as honest as these are: how
+old a reading is when it is taken, and how long a command takes until the robot moves. The second
+one is known as finely as readings are apart, and finer with more repeats; where motion is limited
+the step is a ramp, and what the robot's position control lags behind it is counted. Writes
+calibrate.json, and with `into=FILE` the lines observation_latency and command_latency of that file,
+where it has them.
 """
 
 import re
@@ -28,6 +30,7 @@ from policy.durable import write_json, write_text
 from policy.entry import entry, out_dir
 from policy.fingerprint import fingerprint
 from policy.progress import progress_bar
+from policy.run import emergency_stop_on_signal
 from policy.tasks import maker
 from policy.types import Robot
 
@@ -42,6 +45,7 @@ class Steps:
         governed: the same behind its governor.
         clock: of the robot.
         element: of the action.
+        threshold: change that counts as motion, in the element's unit.
         seconds: at rest before a step, and seen after it.
 
     Raises:
@@ -49,10 +53,17 @@ class Steps:
     """
 
     def __init__(
-        self, robot: Robot, governed: Governed, clock: Clock, *, element: int, seconds: float
+        self,
+        robot: Robot,
+        governed: Governed,
+        clock: Clock,
+        *,
+        element: int,
+        threshold: float,
+        seconds: float,
     ):
         self._robot, self._governed, self._clock = robot, governed, clock
-        self._element, self._seconds = element, seconds
+        self._element, self._threshold, self._seconds = element, threshold, seconds
         self._rows: list[tuple[float, float, float]] = []
         if robot.pose() is None:
             raise ValueError("the robot does not tell its pose, so nobody can see it move")
@@ -60,9 +71,14 @@ class Steps:
     def take(self, amplitude: float, *, phase: float) -> Step:
         """One step from where the robot is.
 
+        It is timed by what the governor sends, which may be slower than what is wanted.
+
         Args:
             amplitude: how far, in the element's unit.
             phase: part of a control period by which the step comes later.
+
+        Raises:
+            ValueError: the governor stopped the robot, or never lets it move so far.
         """
         self._rows = []
         dt, pose = self._robot.contract.control_dt, self._pose()
@@ -71,24 +87,43 @@ class Steps:
         there = pose.copy()
         there[self._element] += amplitude
         sent = self._hold(there, self._clock.now() + self._seconds)
+        if sent is None:
+            raise ValueError(
+                f"the governor sent nothing beyond {self._threshold:g} within {self._seconds:g} s "
+                f"of a step of {amplitude:g}: give more seconds, or a smaller threshold"
+            )
         read, captured, position = np.array(self._rows).T
         return Step(sent, read, captured, position)
 
-    def _hold(self, wanted: np.ndarray, end: float) -> float:
-        """Command the same action at every control period until `end`; when it was sent first."""
+    def come_to_rest(self) -> None:
+        """Brake within the governor's limits, then let the driver hold."""
+        tick, start = 0, self._clock.now()
+        while not self._governed.governor.is_at_rest:
+            self._clock.sleep_until(start + tick * self._robot.contract.control_dt)
+            self._governed.brake(tick=tick)
+            tick += 1
+        self._governed.stop()
+
+    def _hold(self, wanted: np.ndarray, end: float) -> float | None:
+        """Command the same action until `end`; returns when what was sent first moved [s]."""
         dt, start = self._robot.contract.control_dt, self._clock.now()
-        tick = 0
+        tick, rest, moved = 0, self._pose()[self._element], None
         while self._clock.now() < end:
             if self._clock.now() >= start + tick * dt:
                 self._governed.read()
                 now = self._clock.now()
-                self._governed.send(wanted, tick=tick, now=now, asked=now)
+                sent = self._governed.send(wanted, tick=tick, now=now, asked=now)
                 tick += 1
+                if self._governed.fault is not None:
+                    raise ValueError(f"the governor stopped it: {self._governed.fault.value}")
+                assert sent is not None
+                if moved is None and abs(sent[self._element] - rest) > self._threshold:
+                    moved = now
             seen = self._robot.read()
             row = self._clock.now(), seen.capture_time, float(self._pose()[self._element])
             self._rows.append(row)
             self._clock.sleep_until(self._clock.now() + POLL)
-        return start
+        return moved
 
     def _pose(self) -> np.ndarray:
         pose = self._robot.pose()
@@ -115,6 +150,9 @@ def run(cfg: DictConfig) -> dict:
     for name in ("repeats", "seconds", "threshold"):
         if not cfg[name] > 0:
             raise ValueError(f"{name} is {cfg[name]}, it must be positive")
+    into = None if cfg.into is None else Path(str(cfg.into))
+    if into is not None and not into.is_file():
+        raise ValueError(f"into is {into}, which is no file: give a robot's YAML, or into=null")
     clock = WallClock()
     robot = instantiate(cfg.robot)(
         maker(cfg, None), clock=clock.now, read_contract=Contract.from_json
@@ -130,10 +168,18 @@ def run(cfg: DictConfig) -> dict:
         governed = Governed(cast(Robot, robot), governor)
         out = out_dir(cfg, "calibrate")
         stepping = Steps(
-            cast(Robot, robot), governed, clock, element=cfg.element, seconds=cfg.seconds
+            cast(Robot, robot),
+            governed,
+            clock,
+            element=cfg.element,
+            threshold=cfg.threshold,
+            seconds=cfg.seconds,
         )
         steps, rng = [], np.random.default_rng(0)
-        with progress_bar(total=cfg.repeats, unit="step") as bar:
+        with (
+            emergency_stop_on_signal(governed),
+            progress_bar(total=cfg.repeats, unit="step") as bar,
+        ):
             for number in range(cfg.repeats):
                 robot.reset(cfg.seed + number // 2)
                 governed.arm()
@@ -141,7 +187,7 @@ def run(cfg: DictConfig) -> dict:
                     to_or_fro = cfg.amplitude * (-1) ** number
                     steps.append(stepping.take(to_or_fro, phase=rng.random()))
                 finally:
-                    governed.stop()
+                    stepping.come_to_rest()
                 bar.update(1)
     finally:
         robot.close()
@@ -153,11 +199,9 @@ def run(cfg: DictConfig) -> dict:
     write_json(out / "calibrate.json", {**results, "fingerprint": fingerprint()})
     for name, latency in measured.items():
         print(f"{name}: {latency.middle:.4f} s, between {latency.low:.4f} and {latency.high:.4f}")
-    if cfg.into is not None:
-        found = write_into(
-            Path(cfg.into), {name: latency.middle for name, latency in measured.items()}
-        )
-        print(f"written into {cfg.into}: {', '.join(found) or 'nothing, it has no such lines'}")
+    if into is not None:
+        found = write_into(into, {name: latency.middle for name, latency in measured.items()})
+        print(f"written into {into}: {', '.join(found) or 'nothing, it has no such lines'}")
     return results
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -17,7 +18,9 @@ from policy.control import refusals
 from policy.control.governor import Governor
 from policy.control.injected import Faults
 from policy.control.latency import TimingLog
-from policy.entry import pick_device, plain
+from policy.control.manner import number
+from policy.entry import compose_part, pick_device, plain, urgent_of
+from policy.interruption import Interruption
 from policy.planning import AgentPlanner
 from policy.play import Episode, play
 
@@ -56,6 +59,12 @@ class Lockstep:
                 f"delay is {cfg.delay} and faults {plain(cfg.faults)}, but control=lockstep has "
                 f"no clock: give control=async, or inference_delay={cfg.delay}"
             )
+        for part, default in (("seam", "none"), ("governor", "open")):
+            if plain(cfg[part]) != plain(compose_part(part, default)):
+                raise ValueError(
+                    f"{part} is changed, but control=lockstep looks at no {part}: give "
+                    f"control=async, or leave {part}={default}"
+                )
         self._cfg = cfg
         self.agent = Agent.load(
             cfg.checkpoint,
@@ -106,6 +115,11 @@ class AsyncLoop:
                 f"how late chunks are: give delay={cfg.inference_delay}"
             )
         self._cfg = cfg
+        for name, value in (("delay", cfg.delay), ("faults.jitter", cfg.faults.jitter)):
+            if not 0 <= number(value) < math.inf:
+                raise ValueError(f"{name} is {value} ticks, it must be a number of at least 0")
+        self._manner = instantiate(cfg.seam.manner)
+        instantiate(cfg.seam.delay)  # Wrong settings are told before a checkpoint is loaded.
         self._faults = Faults(
             least=cfg.delay,
             most=cfg.delay + cfg.faults.jitter,
@@ -117,6 +131,7 @@ class AsyncLoop:
         self._planner = AgentPlanner.load(
             cfg.checkpoint,
             instantiate(cfg.sampler),
+            make_urgent=urgent_of(cfg),
             action_horizon=cfg.action_horizon,
             device=pick_device(cfg.device),
             goal_weight=cfg.goal_weight,
@@ -135,17 +150,18 @@ class AsyncLoop:
             )
 
         try:
-            with _quiet_refusals():
+            with _quiet_refusals(), Interruption() as interruption:
                 self._refusals = play_async(
                     self._planner,
                     make_env,
                     _seeds(cfg),
-                    manner=instantiate(cfg.seam.manner),
+                    manner=self._manner,
                     make_delay=lambda: instantiate(cfg.seam.delay),
                     make_governor=make_governor,
                     faults=self._faults,
                     log=self.log,
                     finished=finished,
+                    is_interrupted=lambda: interruption.requested,
                 )
         except KeyboardInterrupt:
             _interrupted(finished)

@@ -16,6 +16,7 @@ run goes on with what is missing.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,16 +24,18 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from policy.checkpoint import load
+from policy.control.manner import number
 from policy.controls import AsyncLoop
 from policy.delays_figure import draw, table
 from policy.durable import write_json, write_text
-from policy.entry import compose_part, entry, out_dir, plain, use_threads
+from policy.entry import CONFIGS, compose_part, entry, out_dir, plain, use_threads
 from policy.evaluate import check_env, summarise
 from policy.fingerprint import fingerprint
 from policy.frontier_rows import check_finite
 from policy.tasks import maker
 
 RESULTS = "delays.json"
+SEAMS = sorted(file.stem for file in (CONFIGS / "seam").glob("*.yaml"))
 ROW = {"name": "", "seam": "none", "sampler": "", "set": {}, "action": None}
 
 
@@ -57,6 +60,11 @@ def read_rows(cfg: DictConfig) -> list[dict]:
                 f"{{n_steps: 2}}"
             )
         check_finite("a row", row)
+        if str(row.get("seam", "none")) not in SEAMS:
+            raise ValueError(f"a row's seam is {row['seam']!r}, there are {', '.join(SEAMS)}")
+    names = [row["name"] for row in rows]
+    if len(set(names)) < len(names):
+        raise ValueError(f"rows are named {names}: give each a name of its own")
     return [{**ROW, **row} for row in rows]
 
 
@@ -64,7 +72,7 @@ def measure(cfg: DictConfig, row: dict, delay: float) -> dict:
     """What one row gives at one delay [ticks]."""
     settings = OmegaConf.merge(
         OmegaConf.masked_copy(cfg, ["checkpoint", "episodes", "seed", "faults", "governor"]),
-        {"goal_weight": cfg.goal_weight, "device": cfg.device, "task": cfg.task},
+        {"goal_weight": cfg.goal_weight, "device": cfg.device, "task": cfg.task, "urgent": None},
         {"delay": delay, "inference_delay": 0, "action_horizon": row["action"]},
         {"sampler": compose_part("sampler", row["sampler"], row["set"])},
         {"seam": compose_part("seam", row["seam"])},
@@ -77,6 +85,7 @@ def measure(cfg: DictConfig, row: dict, delay: float) -> dict:
         raise KeyboardInterrupt
     return {
         **row,
+        "asked": row,
         "delay": delay,
         "action": loop.agent.horizons.action,
         "calls_per_action": loop.agent.nfe / loop.agent.horizons.action,
@@ -113,19 +122,22 @@ def earlier(out: Path, settings: dict) -> list[dict]:
 
 
 def is_done(measured: Sequence[dict], row: dict, delay: float) -> bool:
-    """Whether a row was measured at a delay; its executed actions may be as trained."""
-    wanted = {k: v for k, v in row.items() if v is not None} | {"delay": delay}
-    return any(wanted.items() <= done.items() for done in measured)
+    """Whether a row was measured at a delay, just as it is asked for."""
+    return any(done["asked"] == row and done["delay"] == delay for done in measured)
 
 
 def run(cfg: DictConfig) -> dict:
     """Measure all rows; returns what delays.json holds."""
-    if cfg.episodes < 1 or not cfg.delays:
-        raise ValueError(f"episodes is {cfg.episodes}, delays {cfg.delays}: give at least one each")
+    delays = plain(cfg)["delays"]
+    is_list = isinstance(delays, list) and bool(delays)
+    if not is_list or not all(0 <= number(delay) < math.inf for delay in delays):
+        raise ValueError(f"delays is {delays}: give numbers of ticks such as [0,1,2,4]")
+    if cfg.episodes < 1:
+        raise ValueError(f"episodes is {cfg.episodes}, it must be at least 1")
     use_threads(cfg.threads)
-    rows, delays = read_rows(cfg), list(cfg.delays)
+    rows = read_rows(cfg)
     loaded = load(cfg.checkpoint)
-    kept = ("env", "governor", "episodes", "seed", "faults", "goal_weight")
+    kept = ("env", "task", "governor", "episodes", "seed", "faults", "goal_weight")
     settings = {"checkpoint": str(loaded.path), "files": loaded.files}
     settings = json.loads(json.dumps(settings | {key: plain(cfg)[key] for key in kept}))
     measured = earlier(Path(str(cfg.out)), settings) if cfg.out is not None else []

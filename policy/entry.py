@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from policy.control.loop import OverrunError
 from policy.durable import point
 from policy.settings import check_settings
+from policy.types import PlannerError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -56,6 +59,11 @@ def compose_part(
     changed = OmegaConf.merge(part, dict(settings or {}))
     assert isinstance(changed, DictConfig)
     return changed
+
+
+def urgent_of(cfg: DictConfig) -> Any:
+    """What makes the sampler of urgent requests, as `urgent` names it; None for none."""
+    return None if cfg.urgent is None else instantiate(compose_part("sampler", str(cfg.urgent)))
 
 
 def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | None = None) -> None:
@@ -94,6 +102,8 @@ def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | N
         KeyError,
         OSError,
         ImportError,
+        PlannerError,
+        OverrunError,
     ) as e:
         if "--traceback" in arguments:
             raise

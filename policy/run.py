@@ -23,7 +23,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Protocol, cast
 
@@ -40,8 +40,9 @@ from policy.control.latency import TimingLog
 from policy.control.loop import control_loop
 from policy.control.manner import Manner
 from policy.durable import write_json
-from policy.entry import entry, out_dir, pick_device, plain, use_threads
+from policy.entry import entry, out_dir, pick_device, plain, urgent_of, use_threads
 from policy.fingerprint import fingerprint
+from policy.interruption import Interruption
 from policy.planning import AgentPlanner
 from policy.run_report import Episode, refusals_of, summary_line, timing_table
 from policy.serve import read_token
@@ -82,6 +83,7 @@ def control_episodes(
     seconds: float,
     log: TimingLog,
     finished: list[Episode],
+    is_interrupted: Callable[[], bool] = lambda: False,
 ) -> None:
     """One episode per seed in wall-clock time; a fault of the governor ends them.
 
@@ -96,9 +98,15 @@ def control_episodes(
         seconds: longest episode.
         log: takes in the timing.
         finished: gets each episode as it ends, so that an interruption loses none.
+        is_interrupted: asked at every tick; then the robot is brought to rest.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted, and the robot rests.
     """
     n_ticks = math.ceil(seconds / robot.contract.control_dt)
     for epoch, seed in enumerate(seeds):
+        if governed.fault is not None:  # Somebody stopped it in between.
+            return
         robot.reset(seed)
         governed.arm()
         with _without_collections():
@@ -113,8 +121,10 @@ def control_episodes(
                 log=log,
                 epoch=epoch,
                 seed=seed,
-                is_over=lambda: robot.episode_over,
+                is_over=lambda: robot.episode_over or is_interrupted(),
             )
+        if is_interrupted():
+            raise KeyboardInterrupt
         fault = governed.fault
         finished.append(
             Episode(
@@ -163,7 +173,7 @@ def _logged_elsewhere() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _emergency_stop_on_signal(governed: Governed) -> Iterator[None]:
+def emergency_stop_on_signal(governed: Governed) -> Iterator[None]:
     """`kill -USR1` stops the robot; from the main thread only, as Python demands."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -200,6 +210,7 @@ def planner_of(cfg: DictConfig, robot: Contract) -> Iterator[Planner]:
     local = AgentPlanner.load(
         cfg.checkpoint,
         instantiate(cfg.sampler),
+        make_urgent=urgent_of(cfg),
         action_horizon=cfg.action_horizon,
         device=device,
         goal_weight=cfg.goal_weight,
@@ -229,13 +240,17 @@ def run(cfg: DictConfig) -> dict | int:
             action=robot.contract.action, control_dt=robot.contract.control_dt
         )
         governed = Governed(cast(Robot, robot), governor)
-        with planner_of(cfg, robot.contract) as planner:
+        manner, delay = instantiate(cfg.seam.manner), instantiate(cfg.seam.delay)
+        with (
+            emergency_stop_on_signal(governed),
+            planner_of(cfg, robot.contract) as planner,
+        ):
             out = out_dir(cfg, "run")
             try:
                 with (
                     Inference(planner, clock=clock) as inference,
-                    _emergency_stop_on_signal(governed),
                     _logged_elsewhere(),
+                    Interruption() as interruption,
                     Telemetry(planner, governed, log),
                 ):
                     control_episodes(
@@ -243,12 +258,13 @@ def run(cfg: DictConfig) -> dict | int:
                         governed,
                         inference,
                         planner,
-                        manner=instantiate(cfg.seam.manner),
-                        delay=instantiate(cfg.seam.delay),
+                        manner=manner,
+                        delay=delay,
                         seeds=range(cfg.seed, cfg.seed + cfg.episodes),
                         seconds=cfg.seconds,
                         log=log,
                         finished=finished,
+                        is_interrupted=lambda: interruption.requested,
                     )
             finally:
                 results = _results(cfg, planner, governed, log, finished)

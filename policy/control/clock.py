@@ -157,7 +157,7 @@ class _VirtualFlag:
 
     def wait(self, deadline: float | None) -> bool:
         if not self._is_raised:
-            self._waiting = self._clock.present_thread
+            self._waiting = self._clock.present_thread()
             self._clock.suspend(deadline, is_patient=True)
             self._waiting = None
         is_raised, self._is_raised = self._is_raised, False
@@ -187,7 +187,8 @@ class VirtualClock:
     def __init__(self, *, start: float = 0.0):
         self._now = start
         self._n_suspended = 0
-        self._first = self.present_thread = _Thread("the first thread")
+        self._first = _Thread("the first thread")
+        self._threads = {threading.get_ident(): self._first}
         self._suspended: list[_Thread] = []
 
     def now(self) -> float:
@@ -218,11 +219,13 @@ class VirtualClock:
         thread, ended = _Thread(name), self.flag()
 
         def live() -> None:
+            self._threads[threading.get_ident()] = thread
             thread.baton.acquire()
             try:
                 run()
             finally:
                 ended.raise_()
+                del self._threads[threading.get_ident()]
                 self._hand_on()
 
         self._lie_down(thread, self._now, is_patient=False)
@@ -235,7 +238,7 @@ class VirtualClock:
         Raises:
             StuckError: every thread waits, and none for an instant.
         """
-        thread = self.present_thread
+        thread = self.present_thread()
         self._lie_down(thread, due, is_patient=is_patient)
         self._hand_on()
         thread.baton.acquire()
@@ -244,6 +247,10 @@ class VirtualClock:
                 f"at {self._now} s {thread.name} and all other threads wait for each other: "
                 f"something has to be raised, or a wait needs a deadline"
             )
+
+    def present_thread(self) -> _Thread:
+        """The calling thread, as this clock knows it."""
+        return self._threads[threading.get_ident()]
 
     def wake(self, thread: _Thread) -> None:
         """Let a suspended thread go on at this instant."""
@@ -269,5 +276,4 @@ class VirtualClock:
             chosen = self._first
             chosen.is_stuck = True
         self._suspended.remove(chosen)
-        self.present_thread = chosen
         chosen.baton.release()

@@ -28,11 +28,15 @@ class DelayEstimate:
     def __init__(
         self, *, window: int = 10, n_warm_up: int = 1, margin: int = 0, fixed: int | None = None
     ):
-        if window < 1 or n_warm_up < 0 or margin < 0 or (fixed is not None and fixed < 0):
-            raise ValueError(
-                f"window is {window}, n_warm_up {n_warm_up}, margin {margin}, fixed {fixed}: need "
-                f"window >= 1 and the others >= 0"
-            )
+        least = {"window": 1, "n_warm_up": 0, "margin": 0, "fixed": 0}
+        given = {"window": window, "n_warm_up": n_warm_up, "margin": margin, "fixed": fixed}
+        for name, value in given.items():
+            is_none = value is None and name == "fixed"
+            if not is_none and (type(value) is not int or value < least[name]):
+                raise ValueError(
+                    f"seam.delay.{name} is {value}, it must be a whole number of at least "
+                    f"{least[name]}"
+                )
         self._seen: deque[int] = deque(maxlen=window)
         self._n_left, self._margin, self._fixed = n_warm_up, margin, fixed
 

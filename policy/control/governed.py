@@ -40,11 +40,11 @@ class Governed:
                 f"the governor is for a control_dt of {governor.control_dt} s, the robot has "
                 f"{robot.contract.control_dt} s: make both from the same contract"
             )
-        missing = governor.limits.missing()
+        missing = [*governor.limits.missing(), *governor.unchecked()]
         if robot.is_real and missing:
             raise ValueError(
-                f"a real robot is moved within known limits only, there is no limit of "
-                f"{', '.join(missing)}: give finite limits"
+                f"a real robot is moved within known limits and by fresh plans only, there is no "
+                f"limit of {', '.join(missing)}: give finite ones (governor=limited)"
             )
 
     @property

@@ -118,6 +118,17 @@ class Governor:
         self._tick = 0
         self._rest(None)
 
+    def unchecked(self) -> tuple[str, ...]:
+        """The checks that are switched off by an infinite setting, such as "watchdog"."""
+        settings = {
+            "max_observation_age": self._oldest_observation,
+            "max_action_age": self._oldest_action,
+            "watchdog": self._watchdog,
+            "pose_tolerance": float(self._tolerance.max()),
+            "max_clamped_ticks": self._max_clamped,
+        }
+        return tuple(name for name, value in settings.items() if not math.isfinite(value))
+
     @property
     def state(self) -> State:
         """The state; a fault as soon as an emergency stop was called for."""

@@ -1,7 +1,8 @@
 """A planner made slower and less reliable on purpose: delays, jitter, drops and stalls.
 
-What is injected into a request is a function of the seed, the epoch and the tick alone, so that two
-runs on a virtual clock are the same, and all policies under comparison suffer the same.
+What is injected into a request is a function of the faults' seed, the stream's seed and the tick:
+two runs on a virtual clock are the same, a start suffers the same whenever it is played, and so do
+all policies under comparison.
 """
 
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Faults:
 
     def of(self, request: Request) -> tuple[float, bool]:
         """Delay of a request's chunk [ticks], and whether it is dropped."""
-        rng = np.random.default_rng((self.seed, request.epoch, request.tick))
+        rng = np.random.default_rng((self.seed, request.seed, request.tick))
         share, stall, drop = rng.random(3).tolist()
         delay = self.least + share * (self.most - self.least)
         return delay + self.stall_ticks * (stall < self.stall), drop < self.drop

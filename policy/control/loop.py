@@ -20,6 +20,7 @@ error or Ctrl-C -> the robot is brought to rest and stopped.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,10 +32,12 @@ from policy.control.history import History
 from policy.control.inference import Inference, Reply
 from policy.control.latency import TimingLog
 from policy.control.manner import Manner
-from policy.control.motion import hold
 from policy.control.plan import Plan, Step, UnsafeActionError
 from policy.control.ticks import Ticks
 from policy.types import PlannerError, Request
+
+LOOK = 0.05  # Between two looks at whether anything has changed, while the first plan is made [s].
+MAX_USELESS = 5  # Chunks in a row of which nothing was left when they came.
 
 
 class OverrunError(RuntimeError):
@@ -69,7 +72,8 @@ def control_loop(
         log: takes in the timing.
         epoch: number of the episode; what is pending of an earlier one is dropped.
         seed: of the policy's noise.
-        is_over: asked at every tick, after reading, whether the episode has ended.
+        is_over: asked at every tick, after reading, whether the episode has ended; whoever wants
+            the loop to end in good order (Ctrl-C) says so here.
 
     Returns:
         Control ticks that passed; fewer than there were to be where the governor is in a fault.
@@ -77,13 +81,22 @@ def control_loop(
     Raises:
         UnsafeActionError: the policy gave an action that is not finite or of a wrong shape.
         PlannerError: there is no first plan.
-        OverrunError: more ticks in a row were missed than may be.
+        OverrunError: more ticks in a row were missed than may be, or chunks come after their end.
     """
-    loop = _Loop(robot, inference, clock, horizons, manner, delay, log, epoch, seed)
+    loop = _Loop(
+        robot,
+        inference,
+        clock=clock,
+        horizons=horizons,
+        manner=manner,
+        delay=delay,
+        log=log,
+        epoch=epoch,
+        seed=seed,
+    )
     log.start_episode()
     try:
-        loop.wait_for_first_plan()
-        return loop.run(n_ticks, is_over)
+        return loop.run(n_ticks, is_over) if loop.wait_for_first_plan(is_over) else 0
     finally:
         try:
             loop.come_to_rest()
@@ -98,6 +111,7 @@ class _Loop:
         self,
         robot: Governed,
         inference: Inference,
+        *,
         clock: Clock,
         horizons: Horizons,
         manner: Manner,
@@ -118,26 +132,33 @@ class _Loop:
         self._next_request = 0  # tick at which the next chunk is asked for
         self._observed = 0.0  # capture time of what the pending request saw [s]
         self._sent: tuple[int, np.ndarray] | None = None
-        self._held: np.ndarray | None = None  # what is held while the plan is short
-        self._n_late = 0  # chunks in a row that were later than reckoned
+        self._n_late = self._n_useless = 0  # chunks in a row: later than reckoned, than their end
         self._ticks = Ticks(clock, control_dt=robot.contract.control_dt)
 
-    def wait_for_first_plan(self) -> None:
-        """Ask for the chunk of tick 0 and merge it; the robot stands still meanwhile."""
+    def wait_for_first_plan(self, is_over: Callable[[], bool]) -> bool:
+        """Ask for the chunk of tick 0 and merge it; the robot stands still meanwhile.
+
+        Returns:
+            Whether there is a plan; none where the episode was over, or stopped, before.
+        """
         observation = self._robot.read()
         first = History(self._horizons.obs)
         first.add(0, observation.fields)
         self._ask(0, first, observation)
-        reply = self._inference.reply(self._clock.now() + self._manner.start_timeout)
-        if reply is None:
-            raise PlannerError(
-                f"no plan within {self._manner.start_timeout:g} s: is the policy still loading? "
-                f"Give more time with start_timeout"
-            )
+        end = self._clock.now() + self._manner.start_timeout
+        while (reply := self._inference.reply(min(end, self._clock.now() + LOOK))) is None:
+            if is_over() or self._robot.fault is not None:
+                return False
+            if self._clock.now() >= end:
+                raise PlannerError(
+                    f"no plan within {self._manner.start_timeout:g} s: is the policy still "
+                    f"loading? Give more time with seam.manner.start_timeout"
+                )
         if reply.error is not None:
             raise reply.error
         self._log.add_latency(reply.answered - reply.asked)
         self._merge(reply, tick=0)
+        return True
 
     def run(self, n_ticks: int, is_over: Callable[[], bool]) -> int:
         """Control until the end of the episode; returns the ticks that passed."""
@@ -159,10 +180,10 @@ class _Loop:
             tick = ticks.present(tick)  # Later if we waited for longer than we meant to.
             self._log.n_missed += min(tick, n_ticks) - next_tick
             self._check_overrun(tick - next_tick)
-            if self._robot.fault is not None and self._robot.governor.is_at_rest:
-                return tick
             if tick < n_ticks:
                 self._command(tick, observation, due=ticks.due(tick), woken=woken)
+            if self._robot.fault is not None and self._robot.governor.is_at_rest:
+                return tick + 1
             next_tick = min(tick + 1, n_ticks)
 
     def _check_overrun(self, n_missed: int) -> None:
@@ -227,22 +248,29 @@ class _Loop:
         self._merge(reply, tick=tick)
 
     def _merge(self, reply: Reply, *, tick: int) -> None:
-        assert reply.chunk is not None
-        decided = reply.request.delay
+        chunk, decided = reply.chunk, reply.request.delay
+        assert chunk is not None
+        if self._manner.is_synchronous:  # Nothing of it was consumed: the robot held meanwhile.
+            chunk = replace(chunk, tick0=tick)
+            self._next_request = tick + self._horizons.action
         try:
-            self._plan.merge(reply.chunk, tick=tick, observed=self._observed, decided=decided)
+            swap = self._plan.merge(chunk, tick=tick, observed=self._observed, decided=decided)
         except UnsafeActionError:
             self._log.n_unsafe += 1
             raise
+        is_useless = swap.tick >= chunk.tick0 + len(chunk.actions)
+        self._n_useless = self._n_useless + 1 if is_useless else 0
+        if self._n_useless > MAX_USELESS:
+            raise OverrunError(
+                f"{self._n_useless} chunks in a row came after their end, the last one "
+                f"{tick - chunk.tick0} ticks after it was asked for, and it has "
+                f"{len(chunk.actions)} actions: use fewer denoiser calls or a faster network"
+            )
 
     def _command(self, tick: int, observation: Observation, *, due: float, woken: float) -> None:
         step = self._planned(tick)
         self._log.n_held += step is None
         wanted = None if step is None else step.action
-        if step is None and self._manner.starvation == "hold":
-            wanted = self._held_action()
-        else:
-            self._held = None
         asked = observation.capture_time if step is None else step.observed
         sent = self._robot.send(wanted, tick=tick, now=self._clock.now(), asked=asked)
         now = self._clock.now()
@@ -260,12 +288,6 @@ class _Loop:
             )
         self._log.course.add(tick, sent, is_seam=is_seam)
         self._sent = tick, sent
-
-    def _held_action(self) -> np.ndarray | None:
-        """What keeps the robot where it was when starvation began."""
-        if self._held is None and self._sent is not None:
-            self._held = hold(self._sent[1], self._robot.contract.action)
-        return self._held
 
     def _planned(self, tick: int) -> Step | None:
         """What the plan has for `tick`, as far as it may be executed."""

@@ -23,8 +23,9 @@ def arm():
     return gymnasium.make("envs.arm:cadence/Arm-v0")
 
 
+@pytest.mark.parametrize("limits", [{}, {"velocity": 1.05, "acceleration": 1.4, "jerk": 20.0}])
 @pytest.mark.parametrize("latency", [0.0, 0.013, 0.05])
-def test_what_it_finds_is_what_was_put_in(latency):
+def test_what_it_finds_is_what_was_put_in(latency, limits):
     clock = VirtualClock()
     robot = SimRobot(
         arm,
@@ -35,9 +36,10 @@ def test_what_it_finds_is_what_was_put_in(latency):
     )
     field = robot.contract.action
     governed = Governed(
-        cast(Robot, robot), Governor(field, DT, Limits.of(field, DT), max_observation_age=1.0)
+        cast(Robot, robot),
+        Governor(field, DT, Limits.of(field, DT, **limits), max_observation_age=1.0),
     )
-    stepping = Steps(cast(Robot, robot), governed, clock, element=0, seconds=0.15)
+    stepping = Steps(cast(Robot, robot), governed, clock, element=0, threshold=1e-3, seconds=0.3)
     steps = []
     for number, phase in enumerate(np.linspace(0, 0.9, 6)):
         robot.reset(number)
@@ -45,9 +47,10 @@ def test_what_it_finds_is_what_was_put_in(latency):
         steps.append(stepping.take(0.05, phase=float(phase)))
         governed.stop()
     found = command_latency(steps, threshold=1e-3)
-    # A command counts for the whole of the period in which it arrives.
-    assert found.low - DT <= latency <= found.high
-    assert found.high - found.low <= 1.01 * DT
+    # A command counts for the whole of the period in which it arrives. Along a ramp this arm's
+    # position control is 0.02 s behind, which is part of its latency.
+    assert found.low - DT - 0.021 * bool(limits) <= latency <= found.high
+    assert found.high - found.low <= (2 if limits else 1.01) * DT
     age = observation_latency(steps)
     # Readings come every DT; the first ones of an episode are fresher.
     assert age.low <= 0.02 + DT / 2 <= age.high <= 0.02 + DT

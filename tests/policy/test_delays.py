@@ -54,7 +54,7 @@ def test_every_row_is_measured_at_every_delay_and_only_once(pillar_checkpoint, t
     printed = capsys.readouterr().out
     assert "switch, 0 ticks late" not in printed  # Nothing was played again.
     assert (tmp_path / "delays.txt").read_text().count("\n") == 5
-    with pytest.raises(ValueError, match="other settings .*seed"):
+    with pytest.raises(ValueError, match=r"other settings .*seed"):
         run(config(pillar_checkpoint, tmp_path, "seed=5"))
 
 

@@ -34,7 +34,9 @@ def test_a_margin_is_added_to_what_was_seen_and_a_fixed_one_stays():
     assert fixed.ticks == 4
 
 
-@pytest.mark.parametrize("wrong", [{"window": 0}, {"n_warm_up": -1}, {"margin": -1}, {"fixed": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"window": 0}, {"n_warm_up": -1}, {"margin": -1}, {"fixed": -1}, {"fixed": 1.5}]
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DelayEstimate(**wrong)

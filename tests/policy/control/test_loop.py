@@ -20,6 +20,7 @@ from policy.control.latency import TimingLog
 from policy.control.loop import OverrunError, control_loop
 from policy.control.manner import Manner
 from policy.control.plan import UnsafeActionError
+from policy.control.refusals import Reason
 from policy.control.seam import blend, switch
 from policy.types import ActionChunk, PlannerError
 
@@ -74,7 +75,7 @@ class NumberedPlanner:
         return ActionChunk(actions, request.tick, self.contract)
 
 
-def governor(robot, **limits):
+def governor(robot, *, watchdog=np.inf, **limits):
     """One that lets everything finite through, but for `limits`."""
     return governor_of(
         robot.contract.action,
@@ -83,7 +84,7 @@ def governor(robot, **limits):
         pose_tolerance=np.inf,
         max_action_age=np.inf,
         max_observation_age=np.inf,
-        watchdog=np.inf,
+        watchdog=watchdog,
         max_clamped_ticks=None,
         start="approach",
     )
@@ -213,7 +214,6 @@ def test_a_first_plan_that_never_comes_is_an_error():
     [
         ("finish", "absolute", [(0, 4), (0, 5), (4, 2), (4, 3)]),
         ("hold", "absolute", [(0, 3), (0, 3), (4, 2), (4, 3)]),
-        ("decelerate", "absolute", [(0, 3), (0, 3), (4, 2), (4, 3)]),
         ("hold", "delta", [(0, 0), (0, 0), (4, 2), (4, 3)]),
     ],
 )
@@ -231,6 +231,126 @@ def test_s10_t5_the_end_of_the_plan_is_never_passed(kind: Kind):
     # Asked at tick 4, there at tick 10, when its last action is tick 9's: nothing of it is left.
     assert [(c, i) for _, _, c, i in commands] == [*((0, i) for i in range(6)), *[held] * 5]
     assert log.n_held == 5
+
+
+def test_synchronous_control_executes_every_action_of_every_chunk_and_holds_between():
+    settings = {"starvation": "hold", "is_synchronous": True, "reckoned": 0}
+    _, commands, log, _, planner = run(delay=3.0, n_ticks=15, **settings)
+    chunks = [(0, i) for i in range(4)], [(4, i) for i in range(4)], [(11, i) for i in range(1)]
+    held = [(0, 3)] * 3, [(4, 3)] * 3
+    assert [(c, i) for _, _, c, i in commands] == [
+        *chunks[0],
+        *held[0],
+        *chunks[1],
+        *held[1],
+        *chunks[2],
+    ]
+    assert [request.tick for request in planner.requests] == [0, 4, 11]
+    assert log.n_held == 6
+
+
+@pytest.mark.parametrize("starvation", ["hold", "finish"])
+def test_s8_a_planner_that_hangs_ends_in_a_stop_within_the_limits_and_a_fault(starvation):
+    clock = VirtualClock()
+    robot = FakeRobot(clock, dt=0.01)
+
+    class Hanging(NumberedPlanner):
+        def __call__(self, request):
+            self.clock.advance(1e6 if request.tick else 0.0)
+            ticks = request.tick + np.arange(self.horizons.pred)
+            actions = np.repeat(0.5 * 0.01 * np.maximum(ticks - 10, 0)[:, None], 2, axis=1)
+            return ActionChunk(actions, request.tick, self.contract)
+
+    limits = {"velocity": 1.05, "acceleration": 1.4, "jerk": 20.0}
+    governed = Governed(robot, governor(robot, watchdog=0.5, **limits))
+    governed.arm()
+    planner = Hanging(clock, pred=64, action=60, dt=0.01)
+    inference = Inference(planner, clock=clock)
+    n = control_loop(
+        governed,
+        inference,
+        clock=clock,
+        horizons=planner.horizons,
+        manner=Manner(starvation=starvation),
+        delay=DelayEstimate(),
+        n_ticks=100_000,
+        log=TimingLog(0.01),
+    )
+    assert n < 300
+    assert governed.fault is Reason.STARVED
+    assert governed.governor.counts[Reason.STARVED] >= 50
+    place = np.array([command[2] for command in robot.commands])
+    rates = [np.abs(np.diff(place, n=order)) / 0.01**order for order in (1, 2, 3)]
+    for rate, limit in zip(rates, limits.values(), strict=True):
+        assert rate.max() <= limit * (1 + 1e-6) + 1e-7
+    assert place[-1] == place[-2]
+    assert (np.diff(place) >= 0).all()  # It never goes back.
+
+
+def test_a_policy_slower_than_its_chunks_is_an_error_that_says_so():
+    with pytest.raises(
+        OverrunError, match=r"6 chunks in a row came after their end.*has 8 actions"
+    ):
+        run(delay=20.0, n_ticks=400)
+
+
+def test_s13_an_emergency_stop_while_the_first_plan_is_made_ends_the_wait():
+    clock = VirtualClock()
+    robot = FakeRobot(clock)
+    governed = Governed(robot, governor(robot))
+    governed.arm()
+
+    class Slow(NumberedPlanner):
+        def __call__(self, request):
+            self.clock.advance(0.2)
+            governed.emergency_stop()
+            self.clock.advance(30.0)
+            return super().__call__(request)
+
+    planner = Slow(clock)
+    n = control_loop(
+        governed,
+        Inference(planner, clock=clock),
+        clock=clock,
+        horizons=planner.horizons,
+        manner=Manner(),
+        delay=DelayEstimate(),
+        n_ticks=50,
+        log=TimingLog(DT),
+    )
+    assert n == 0
+    assert clock.now() < 0.5
+    assert robot.commands == []
+
+
+def test_s13_an_emergency_stop_is_counted_though_the_robot_rests():
+    clock = VirtualClock()
+    robot = FakeRobot(clock)
+    governed = Governed(robot, governor(robot))
+    governed.arm()
+    planner = NumberedPlanner(clock)
+    ticks = []
+
+    def is_over():
+        ticks.append(1)
+        if len(ticks) == 4:
+            governed.emergency_stop()
+        return False
+
+    with Inference(planner, clock=clock) as inference:
+        n = control_loop(
+            governed,
+            inference,
+            clock=clock,
+            horizons=planner.horizons,
+            manner=Manner(),
+            delay=DelayEstimate(),
+            n_ticks=50,
+            log=TimingLog(DT),
+            is_over=is_over,
+        )
+    assert n == 4
+    assert governed.governor.counts[Reason.EMERGENCY_STOP] == 1
 
 
 def test_two_runs_with_the_same_faults_are_the_same_and_others_differ():
@@ -422,7 +542,15 @@ def test_in_real_time_the_same_actions_go_out_in_their_order():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"starvation": "panic"}, "'panic'.*hold, decelerate, finish"), ({"patience": 1.0}, r"1\.0")],
+    [
+        ({"starvation": "panic"}, "'panic'.*hold, finish"),
+        ({"patience": 1.0}, r"1\.0"),
+        ({"patience": None}, "patience is None"),
+        ({"max_missed": None}, "max_missed is None"),
+        ({"start_timeout": np.nan}, "start_timeout is nan"),
+        ({"urgent_after": 0}, "urgent_after is 0"),
+        ({"is_synchronous": True}, "give starvation=hold"),
+    ],
 )
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
