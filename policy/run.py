@@ -22,6 +22,7 @@ import math
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -52,6 +53,7 @@ from policy.telemetry import Telemetry
 from policy.types import Planner, Robot
 
 FAULT_STATUS = 3
+SWITCH_INTERVAL = 1e-4  # After which a thread lets another one run [s].
 
 
 class EpisodicRobot(Robot, Protocol):
@@ -109,7 +111,7 @@ def control_episodes(
             return
         robot.reset(seed)
         governed.arm()
-        with _without_collections():
+        with _undisturbed():
             ticks = control_loop(
                 governed,
                 inference,
@@ -143,16 +145,41 @@ def control_episodes(
 
 
 @contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """No garbage collection: a full one takes many milliseconds, in whichever thread it happens."""
+def _undisturbed() -> Iterator[None]:
+    """Python's own pauses are kept from the control thread.
+
+    No garbage collection, which takes many milliseconds in whichever thread it happens; and other
+    threads give way within a tenth of a millisecond, where Python lets them run on for five.
+    """
+    interval = sys.getswitchinterval()
     gc.collect()
     gc.freeze()
     gc.disable()
+    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         yield
     finally:
+        sys.setswitchinterval(interval)
         gc.enable()
         gc.unfreeze()
+
+
+@contextlib.contextmanager
+def _before_others(priority: int | None) -> Iterator[None]:
+    """The calling thread runs before all ordinary ones (SCHED_FIFO); says where that is refused."""
+    if priority is None:
+        yield
+        return
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except (AttributeError, OSError) as error:
+        print(f"realtime={priority} is refused ({error}): control runs as other programs do")
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 @contextlib.contextmanager
@@ -252,6 +279,7 @@ def run(cfg: DictConfig) -> dict | int:
                     _logged_elsewhere(),
                     Interruption() as interruption,
                     Telemetry(planner, governed, log),
+                    _before_others(cfg.realtime),
                 ):
                     control_episodes(
                         robot,

@@ -24,7 +24,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from policy.entry import entry, pick_device, use_threads
+from policy.entry import entry, pick_device, urgent_of, use_threads
 from policy.planning import AgentPlanner
 from policy.serving.endpoints import WATCH_PAGE
 from policy.serving.server import PolicyServer
@@ -43,7 +43,13 @@ def read_token(token_file: str | None, token_env: str | None) -> str | None:
         path = Path(token_file)
         if not path.is_file():
             raise ValueError(f"token_file is {path}, which is no file: openssl rand -hex 32 > FILE")
-        return path.read_text().strip()
+        try:
+            return path.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"token_file is {path}, which cannot be read as text ({error}): "
+                f"openssl rand -hex 32 > FILE"
+            ) from error
     if token_env is not None:
         token = os.environ.get(token_env)
         if token is None:
@@ -52,14 +58,19 @@ def read_token(token_file: str | None, token_env: str | None) -> str | None:
     return None
 
 
+def _text(value: object) -> str | None:
+    """A setting as it was written; a name of digits is a number for the configuration."""
+    return None if value is None else str(value)
+
+
 def settings_of(cfg: DictConfig) -> ServerSettings:
     """The server's settings as configured."""
     return ServerSettings(
         host=str(cfg.host),
         port=cfg.port,
-        token=read_token(cfg.token_file, cfg.token_env),
-        certfile=None if cfg.certfile is None else Path(cfg.certfile),
-        keyfile=None if cfg.keyfile is None else Path(cfg.keyfile),
+        token=read_token(_text(cfg.token_file), _text(cfg.token_env)),
+        certfile=None if cfg.certfile is None else Path(str(cfg.certfile)),
+        keyfile=None if cfg.keyfile is None else Path(str(cfg.keyfile)),
         page=WATCH_PAGE if cfg.page else None,
         lease_seconds=cfg.lease_seconds,
     )
@@ -102,6 +113,7 @@ def run(cfg: DictConfig) -> None:
     planner = AgentPlanner.load(
         cfg.checkpoint,
         instantiate(cfg.sampler),
+        make_urgent=urgent_of(cfg),
         action_horizon=cfg.action_horizon,
         device=device,
         goal_weight=cfg.goal_weight,

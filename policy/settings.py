@@ -15,6 +15,7 @@ OPTIONAL = {
     "n_tuned": int,
     "max_kl": float,
     "clip": float,
+    "realtime": int,
 }
 # Limits; everything else is judged where it is used.
 LOWEST = {

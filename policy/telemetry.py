@@ -109,7 +109,7 @@ class Telemetry:
 
 def _distribution(name: str, samples: Samples, factor: float) -> dict[str, Value]:
     """The newest samples, as a curve and summed up."""
-    newest = factor * samples.newest()[-N_JUDGED:]
+    newest = factor * samples.last(N_JUDGED)
     newest = newest[np.isfinite(newest)]
     if not len(newest):
         return {}

@@ -16,6 +16,7 @@ HOME = np.array([0.0, -1.9, 2.0, -1.67, -1.57, 0.0])  # rad, the tool points dow
 DOWN = np.array([0.0, 0.0, -1.0])
 MAX_VELOCITY = 1.0  # rad/s
 MAX_ACCELERATION = 1.3  # rad/s^2
+MAX_JERK = 18.0  # rad/s^3
 SHORTEST = 0.5  # s
 DAMPING = 0.02
 TOLERANCE = 1e-4  # m, and rad of the tool's direction
@@ -80,12 +81,14 @@ def reach(model: mujoco.MjModel, point: np.ndarray) -> np.ndarray:
 def duration(way: np.ndarray) -> float:
     """Time [s] of a minimum-jerk motion over `way` [6, rad] within the limits.
 
-    Its highest velocity is 15/8 of the mean one, its highest acceleration 10/sqrt(3) way/time^2.
+    Its highest velocity is 15/8 of the mean one, its highest acceleration 10/sqrt(3) way/time^2,
+    its highest jerk, at both ends, 60 way/time^3.
     """
     longest = float(np.abs(way).max())
     by_velocity = 15 / 8 * longest / MAX_VELOCITY
     by_acceleration = np.sqrt(10 / np.sqrt(3) * longest / MAX_ACCELERATION)
-    return float(max(by_velocity, by_acceleration, SHORTEST))
+    by_jerk = np.cbrt(60 * longest / MAX_JERK)
+    return float(max(by_velocity, by_acceleration, by_jerk, SHORTEST))
 
 
 def minimum_jerk(time: float) -> float:

@@ -1,6 +1,6 @@
 """Pick up a cube and put it on a target, with a gantry and a parallel gripper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +167,14 @@ class PickPlace(MujocoEnv):
         """Push the cube aside by 4 cm, as somebody might in mid-episode; not while it is held."""
         position = self.data.joint("cube").qpos
         position[1] += -DISPLACEMENT if position[1] > 0 else DISPLACEMENT
+
+    def pose(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The action [4] that would keep the gripper where an observation says that it is.
+
+        A gap that may hold the cube is kept closed.
+        """
+        *position, gap = np.asarray(fields["gripper"], np.float64)
+        return np.array([*position, float(gap > RELEASED)])
 
     def opening(self, state: State) -> float:
         """Gap between the fingers [m]."""

@@ -1,7 +1,7 @@
 """Push a T-shaped block onto its target in the plane, with a round pusher."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -131,18 +131,22 @@ class PushT(MujocoEnv):
 
     def observe(self, state: State) -> dict[str, np.ndarray]:
         """Position of the pusher, pose of the block."""
-        x, y, angle = self.pose(state)
+        x, y, angle = self.block_pose(state)
         pusher = [state.joint(name).qpos[0] for name in ("pusher_x", "pusher_y")]
         turned = (angle + np.pi) % (2 * np.pi) - np.pi
         return {"pusher": np.array(pusher), "block": np.array([x, y, turned])}
 
     def outcome(self, state: State) -> tuple[float, bool, dict[str, bool | int]]:
         """The covered fraction of the target; the end of the episode, once it is enough."""
-        covered = coverage(self.pose(state), self.target, self.rectangles)
+        covered = coverage(self.block_pose(state), self.target, self.rectangles)
         is_success = covered >= ENOUGH
         return min(covered / ENOUGH, 1.0), is_success, {"is_success": is_success}
 
-    def pose(self, state: State) -> np.ndarray:
+    def pose(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The action [2] that would keep the pusher where an observation says that it is."""
+        return np.array(fields["pusher"], np.float64)
+
+    def block_pose(self, state: State) -> np.ndarray:
         """x, y [m] and angle [rad] of the block, [3]."""
         names = ("block_x", "block_y", "block_angle")
         return np.array([state.joint(name).qpos[0] for name in names])

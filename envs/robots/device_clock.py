@@ -8,7 +8,8 @@ class DeviceClock:
     """Finds out by how much a device's clock is off.
 
     A message that arrives at once shows it exactly, any other one makes the device's clock look
-    late. So the least difference ever seen counts, and grows by what the clocks may drift apart:
+    late. So the least difference ever seen counts, and grows by what the clocks may drift apart
+    (a device that was started anew has a new clock, so a stamp that goes back begins anew):
 
         arrival - stamp    *   .      *
                              *    . *    . *        (.) what counts
@@ -23,14 +24,15 @@ class DeviceClock:
         """When something was sensed, on the computer's clock [s]; never after it arrived.
 
         Args:
-            stamp: the device's time of it [s]; not before that of the last call.
+            stamp: the device's time of it [s]; before that of the last call only where the device
+                was started anew.
             arrival: when the computer had it, on its own clock [s].
         """
         seen = arrival - stamp
-        if self._offset is None:
+        if self._offset is None or stamp < self._stamp:
             self._offset = seen
         else:
-            drifted = self._offset + DRIFT * max(0.0, stamp - self._stamp)
+            drifted = self._offset + DRIFT * (stamp - self._stamp)
             self._offset = min(seen, drifted)
         self._stamp = stamp
         return min(stamp + self._offset, arrival)  # The sum may round up.

@@ -53,6 +53,7 @@ class SimRobot(Generic[ContractT]):
         seed: of the first episode.
         observation_latency: age of the newest observation that can be read [s].
         command_latency: time from `command` until the robot has it [s].
+        limits: what a governor=limited keeps to; not used here.
 
     Attributes:
         is_real: False.
@@ -82,6 +83,7 @@ class SimRobot(Generic[ContractT]):
         seed: int = 0,
         observation_latency: float = 0.0,
         command_latency: float = 0.0,
+        limits: Mapping[str, object] | None = None,
     ):
         check_times(observation_latency=observation_latency, command_latency=command_latency)
         self._env = make_env()

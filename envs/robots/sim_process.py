@@ -64,6 +64,7 @@ class SimProcess(Generic[ContractT]):
         seed: of the first episode.
         observation_latency: age of the newest observation that can be read [s].
         command_latency: time from `command` until the robot has it [s].
+        limits: what a governor=limited keeps to; not used here.
         watchdog: without a new command for so long, the robot holds [s]; more than a period.
         lead: part of a control period by which the robot's ticks come before the controller's, so
             that the newest state is there when the controller looks; 0 to below 1.
@@ -92,6 +93,7 @@ class SimProcess(Generic[ContractT]):
         seed: int = 0,
         observation_latency: float = 0.0,
         command_latency: float = 0.0,
+        limits: Mapping[str, object] | None = None,
         watchdog: float = 0.5,
         lead: float = 0.2,
         linger: float = 5.0,

@@ -6,13 +6,16 @@ program and the arm stops. The speed slider on the pendant stays the operator's 
 
 This is no safety function: the arm's own safety system and its emergency stop stay mandatory.
 
-    reset      the control program runs
+    reset      the control program is started anew, and nobody watches it
     command    the watchdog watches, and the arm follows
     stop       the arm decelerates and stands; some time later the watchdog ends the program
-    reset      the control program runs again
+    reset      as before, whether or not the program has ended by then
 """
 
+import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
@@ -21,22 +24,39 @@ import numpy as np
 
 from envs.robots.device_clock import DeviceClock
 from envs.robots.errors import EmergencyStopError, ProtectiveStopError, RobotError, RobotLostError
-from envs.robots.sim import Reading, action_limits, check_times, checked_action
+from envs.robots.sim import Reading, checked_action
+from envs.robots.ur_contract import (
+    N_JOINTS,
+    check_contract,
+    check_positive,
+    check_range,
+    position_limits,
+)
 from envs.robots.ur_rtde import Control, Receive, called, connect
 
 ContractT = TypeVar("ContractT")
 
-N_JOINTS = 6
-MEASURED = {"joints": "rad", "velocity": "rad/s"}  # fields that the arm tells
+JOINTS = ("base", "shoulder", "elbow", "wrist 1", "wrist 2", "wrist 3")
+FARTHEST = 2 * math.pi + 0.1  # rad; a joint turns by one turn either way
 # Ranges of servoJ, from the package's documentation.
 LOOKAHEAD = (0.03, 0.2)  # s
 GAIN = (100.0, 2000.0)
 # Of the safety status, from the package's documentation of `getSafetyStatusBits`.
 PROTECTIVE_STOP = 1 << 2
-EMERGENCY_STOPS = {4: "a safeguard stop", 5: "a system emergency stop"}
-EMERGENCY_STOPS |= {6: "the robot's emergency stop", 7: "an emergency stop"}
-OTHER_STOPS = {3: "recovery mode", 8: "a safety violation", 9: "a safety fault"}
-OTHER_STOPS |= {10: "a stop due to safety"}
+EMERGENCY_STOPS = {
+    4: "a safeguard stop",
+    5: "a system emergency stop",
+    6: "the robot's emergency stop",
+    7: "an emergency stop",
+}
+OTHER_STOPS = {
+    3: "recovery mode",
+    8: "a safety violation",
+    9: "a safety fault",
+    10: "a stop due to safety",
+}
+# Until the control program has ended or started: looks at it, and the time between two of them [s].
+LOOKS, LOOK = 200, 0.01
 
 
 class UR(Generic[ContractT]):
@@ -52,7 +72,7 @@ class UR(Generic[ContractT]):
         read_contract: makes `contract` from its JSON form, such as `Contract.from_json`.
         host: address of the arm's controller.
         control_dt: time between two commands [s]; that of the contract.
-        constants: observation field -> its value, for what the arm cannot sense.
+        constants: observation field -> its value, for what the arm cannot sense; nothing else.
         limits: `low` and `high` [rad] of the joints, within those of the contract; further entries
             are for whoever governs the arm, and kept as they are in `motion_limits`.
         lookahead_time: over which the controller smooths [s].
@@ -102,13 +122,13 @@ class UR(Generic[ContractT]):
         entry = env.metadata["contract"]
         env.close()
         self._constants = {k: np.array(v, np.float32) for k, v in constants.items()}
-        _check_contract(entry, self._constants, control_dt)
-        _check_range("lookahead_time", lookahead_time, LOOKAHEAD)
-        _check_range("gain", gain, GAIN)
-        _check_range("watchdog", watchdog, (2 * control_dt, 1.0))
-        check_times(silence=silence, deceleration=deceleration)
+        check_contract(entry, self._constants, control_dt)
+        check_range("lookahead_time", lookahead_time, LOOKAHEAD)
+        check_range("gain", gain, GAIN)
+        check_range("watchdog", watchdog, (2 * control_dt, 1.0))
+        check_positive(silence=silence, deceleration=deceleration)
         self.contract = read_contract(entry)
-        self.limits = _position_limits(entry["action"], limits)
+        self.limits = position_limits(entry["action"], limits)
         self.motion_limits = {name: list(values) for name, values in limits.items()}
         self._fields = tuple(entry["observation"])
         self._clock, self._dt, self._host = clock, control_dt, host
@@ -122,31 +142,33 @@ class UR(Generic[ContractT]):
         self.clipped = self.failed_stops = 0
 
     def reset(self, seed: int) -> None:
-        """Get ready for another episode: reconnect and start the control program where needed.
+        """Get ready for another episode: reconnect where needed, start the control program anew.
 
         It may take seconds. Nothing moves; where the arm starts from is up to the operator.
+        However the last episode has ended, its program and its watchdog are gone afterwards. One
+        that a protective stop has only paused is ended too, so that it does not go on by itself.
 
         Args:
             seed: not used, a real world has none.
 
         Raises:
             RobotError: the arm is stopped by its safety system.
-            RobotLostError: it does not answer, or the control program does not start.
+            RobotLostError: it does not answer, or the control program does not end or start.
         """
         with self._lock:
             for side in (self._control, self._receive):
-                if not side.isConnected() and not called(side.reconnect):
+                if not called(side.isConnected) and not called(side.reconnect):
                     raise RobotLostError(f"the UR arm at {self._host} does not answer: check it")
-            self._changed = self._clock()
-            self._check_safe()
+            # The controller may have been started anew, and its clock with it.
+            self._device_clock, self._stamp, self._changed = DeviceClock(), -1.0, self._clock()
             self._is_watched = False
             self.clipped = self.failed_stops = 0
-            is_running = called(self._control.isProgramRunning)
-            if not is_running and not called(self._control.reuploadScript):
-                raise RobotLostError(
-                    f"the control program does not start on the UR arm at {self._host}: the "
-                    f"pendant must say Remote Control and show no message"
-                )
+            called(self._control.stopScript)
+            self._check_safe()
+            self._await_program(is_running=False)
+            if not called(self._control.reuploadScript):
+                raise self._no_program("start")
+            self._await_program(is_running=True)
 
     def read(self) -> Reading:
         """Joint positions and velocities as the arm last told them, with the constants.
@@ -154,7 +176,7 @@ class UR(Generic[ContractT]):
         Raises:
             ProtectiveStopError: the arm has stopped itself, as after a collision.
             EmergencyStopError: an emergency stop or a safeguard.
-            RobotError: another safety stop.
+            RobotError: another safety stop, or what it tells cannot be.
             RobotLostError: the connection is broken, or no new state comes.
         """
         with self._lock:
@@ -169,7 +191,7 @@ class UR(Generic[ContractT]):
                 f"silence={self._silence} s: check the cable and the load of this computer"
             )
         capture_time = self._device_clock.capture_time(stamp, arrival=self._changed)
-        fields = {"joints": joints, "velocity": velocity} | self._constants
+        fields = self._constants | {"joints": joints, "velocity": velocity}
         return Reading({name: fields[name].copy() for name in self._fields}, capture_time)
 
     def pose(self) -> np.ndarray:
@@ -201,16 +223,25 @@ class UR(Generic[ContractT]):
         """Decelerate and stand still. May be called at any time, any number of times.
 
         It raises nothing: an arm that cannot be told to stop is stopped by its own watchdog. Such
-        stops are counted in `failed_stops`.
+        stops are counted in `failed_stops`. So is one that comes while another thread's call of
+        the package hangs: it gives up after two control periods, and as nothing more is sent
+        meanwhile, the watchdog trips.
         """
-        with self._lock:
-            try:
-                self.failed_stops += not called(self._control.servoStop, self._deceleration)
-            except RobotLostError:
-                self.failed_stops += 1
+        if not self._lock.acquire(timeout=2 * self._dt):
+            self.failed_stops += 1
+            return
+        try:
+            self.failed_stops += not called(self._control.servoStop, self._deceleration)
+        except RobotLostError:
+            self.failed_stops += 1
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
-        """Stop the arm, end the control program and disconnect."""
+        """Stop the arm, end the control program and disconnect; each of it even if another fails.
+
+        Like `stop`, it raises nothing: a program that cannot be ended is ended by its watchdog.
+        """
         self.stop()
         with self._lock:
             for end in (
@@ -218,7 +249,8 @@ class UR(Generic[ContractT]):
                 self._control.disconnect,
                 self._receive.disconnect,
             ):
-                called(end)
+                with contextlib.suppress(RobotLostError):
+                    called(end)
 
     def _state(self) -> tuple[float, np.ndarray, np.ndarray]:
         """Stamp, positions and velocities of one and the same moment."""
@@ -233,7 +265,18 @@ class UR(Generic[ContractT]):
                 f"the UR arm at {self._host} told {len(joints)} joint positions and "
                 f"{len(velocity)} velocities, it has {N_JOINTS}: reset the robot"
             )
+        self._check_state(joints, velocity)
         return stamp, np.array(joints, np.float32), np.array(velocity, np.float32)
+
+    def _check_state(self, joints: Sequence[float], velocity: Sequence[float]) -> None:
+        """Raise where the arm tells what cannot be."""
+        for name, position, speed in zip(JOINTS, joints, velocity, strict=True):
+            if not (abs(position) <= FARTHEST and math.isfinite(speed)):
+                raise RobotError(
+                    f"the UR arm at {self._host} tells that its joint {name!r} is at {position:g} "
+                    f"rad and moves at {speed:g} rad/s; it must be within {FARTHEST:.2f} rad of 0, "
+                    f"both finite: check the arm's firmware and ur-rtde, then reset the robot"
+                )
 
     def _check_safe(self) -> None:
         """Raise where the arm is lost or has been stopped."""
@@ -262,6 +305,20 @@ class UR(Generic[ContractT]):
                 f"a command for watchdog={self._watchdog} s: reset the robot"
             )
 
+    def _await_program(self, *, is_running: bool) -> None:
+        """Wait until the control program has ended, or until it runs."""
+        for _ in range(LOOKS):
+            if called(self._control.isProgramRunning) == is_running:
+                return
+            time.sleep(LOOK)
+        raise self._no_program("start" if is_running else "end")
+
+    def _no_program(self, what: str) -> RobotLostError:
+        return RobotLostError(
+            f"the control program does not {what} on the UR arm at {self._host}: the pendant must "
+            f"say Remote Control and show no message"
+        )
+
     def _check_taken(self, is_taken: bool, tick: int) -> None:
         if not is_taken:
             self._check_safe()  # Which may say more.
@@ -269,59 +326,3 @@ class UR(Generic[ContractT]):
                 f"the UR arm at {self._host} did not take the command for tick {tick}: see the "
                 f"pendant, then reset the robot"
             )
-
-
-def _check_range(name: str, value: float, limits: tuple[float, float]) -> None:
-    low, high = limits
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}, it must be in {low:g}..{high:g}")
-
-
-def _check_contract(entry: Mapping, constants: Mapping[str, np.ndarray], control_dt: float) -> None:
-    """Raise ValueError where a contract in its JSON form asks for what the arm does not offer."""
-    if entry["control_dt"] != control_dt:
-        raise ValueError(
-            f"control_dt is {control_dt} s, the contract has {entry['control_dt']} s: give that"
-        )
-    action = entry["action"]
-    meaning = tuple(action["shape"]), action.get("unit"), action.get("kind", "absolute")
-    if meaning != ((N_JOINTS,), "rad", "absolute"):
-        raise ValueError(
-            f"an action has shape, unit and kind {meaning}; a UR arm takes absolute positions of "
-            f"{N_JOINTS} joints in rad"
-        )
-    for name, field in entry["observation"].items():
-        if name in MEASURED:
-            if field.get("unit") != MEASURED[name] or tuple(field["shape"]) != (N_JOINTS,):
-                raise ValueError(
-                    f"the field {name!r} has unit {field.get('unit')!r} and shape "
-                    f"{tuple(field['shape'])}; a UR arm tells {N_JOINTS} numbers in "
-                    f"{MEASURED[name]}"
-                )
-        elif name not in constants:
-            raise ValueError(
-                f"a UR arm does not tell {name!r}, only {', '.join(MEASURED)}: give its value in "
-                f"constants.{name}"
-            )
-        elif constants[name].shape != tuple(field["shape"]):
-            raise ValueError(
-                f"constants.{name} has shape {constants[name].shape}, the contract says "
-                f"{tuple(field['shape'])}"
-            )
-
-
-def _position_limits(
-    action: Mapping, limits: Mapping[str, Sequence[float]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper joint limits [6, rad]: the narrower ones of contract and setting."""
-    missing = {"low", "high"} - set(limits)
-    if missing:
-        raise ValueError(f"limits lacks {sorted(missing)}: give both, one for each joint in rad")
-    low, high = (np.array(limits[side], float) for side in ("low", "high"))
-    if not low.shape == high.shape == (N_JOINTS,) or not (low < high).all():
-        raise ValueError(
-            f"limits.low is {low} and limits.high is {high}: give {N_JOINTS} numbers each, in rad, "
-            f"low below high"
-        )
-    widest_low, widest_high = action_limits(action)
-    return np.maximum(low, widest_low), np.minimum(high, widest_high)

@@ -71,8 +71,15 @@ def connect(host: str) -> tuple[Control, Receive]:
 
 
 def called(function: Callable[..., ReturnT], *arguments: object) -> ReturnT:
-    """What a function of the package returns; its errors as ours."""
+    """What a function of the package returns; its errors as ours.
+
+    Raises:
+        RobotLostError: the package raised something, most often as the connection broke.
+    """
     try:
         return function(*arguments)
-    except RuntimeError as error:  # What the package makes of a broken connection.
-        raise RobotLostError(f"the connection to the UR arm broke: {error}") from error
+    except Exception as error:  # A RuntimeError or what its language bindings make of others.
+        raise RobotLostError(
+            f"ur-rtde lost the UR arm ({type(error).__name__}: {error}): check the cable, then "
+            f"reset the robot"
+        ) from error

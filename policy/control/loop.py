@@ -180,9 +180,10 @@ class _Loop:
             tick = ticks.present(tick)  # Later if we waited for longer than we meant to.
             self._log.n_missed += min(tick, n_ticks) - next_tick
             self._check_overrun(tick - next_tick)
+            is_stopped = self._robot.fault is not None  # Before the governor acts on it.
             if tick < n_ticks:
                 self._command(tick, observation, due=ticks.due(tick), woken=woken)
-            if self._robot.fault is not None and self._robot.governor.is_at_rest:
+            if is_stopped and self._robot.governor.is_at_rest:
                 return tick + 1
             next_tick = min(tick + 1, n_ticks)
 

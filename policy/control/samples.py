@@ -51,6 +51,11 @@ class Samples:
             return self._ring[: self.n].copy()
         return np.roll(self._ring, -(self.n % len(self._ring)))
 
+    def last(self, n: int) -> np.ndarray:
+        """[at most n] the newest numbers, in the order in which they came."""
+        n = min(n, self.n, len(self._ring))
+        return self._ring[np.arange(self.n - n, self.n) % len(self._ring)]
+
     def summary(self) -> Summary | None:
         """Distribution of those that are kept; None where there are none."""
         return Summary.of(self.newest())

@@ -15,6 +15,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Self, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -73,13 +74,12 @@ class RemotePlanner:
         cafile: Path | None = None,
         name: str = "",
     ):
-        if not address.startswith(("ws://", "wss://")):
-            raise ValueError(f"the address is {address!r}, it must be ws://HOST:PORT or wss://...")
+        is_secure = _is_secure(address)
         if not 0 < deadline <= MAX_DEADLINE:
             raise ValueError(f"deadline is {deadline} s, it must be in 0..{MAX_DEADLINE:g}")
         if not 0 <= connect_seconds < math.inf:
             raise ValueError(f"connect_seconds is {connect_seconds}, it must be at least 0")
-        tls = ssl.create_default_context(cafile=cafile) if address.startswith("wss://") else None
+        tls = ssl.create_default_context(cafile=cafile) if is_secure else None
         hello = Hello(contract=contract, token=token, client=shortened(name))
         self.deadline = deadline
         self._loop = asyncio.new_event_loop()
@@ -103,6 +103,7 @@ class RemotePlanner:
             ServerError: the server refused; its code says why.
             DeadlineError: it did not answer in time.
             ConnectionLostError: there was no connection in time, or it broke meanwhile.
+            ServingError: a number in the history is NaN or infinite; nothing was sent.
             WireError: the history lacks a field, or is not what the contract says.
         """
         asked = replace(request, history=self._told(request.history))
@@ -114,8 +115,9 @@ class RemotePlanner:
         """Tell those who watch how control goes; returns at once.
 
         Args:
-            values: numbers, short texts and lists of numbers; those that are not finite are sent
-                as nothing. A newer report takes the place of one that was not sent yet.
+            values: numbers, short texts and lists of numbers; numbers that are not finite, and
+                lists that hold one, are sent as nothing. A newer report takes the place of one that
+                was not sent yet.
 
         Raises:
             WireError: there are too many values, or some are of another kind.
@@ -173,7 +175,26 @@ class RemotePlanner:
         self._loop.run_forever()
 
 
+def _is_secure(address: str) -> bool:
+    """Whether an address asks for TLS.
+
+    Raises:
+        ValueError: it is no address of a server.
+    """
+    try:
+        parts = urlsplit(address)
+        # The port is looked at when it is asked for only.
+        is_valid = parts.scheme in ("ws", "wss") and parts.hostname and parts.port != 0
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # UnicodeError is one.
+        is_valid = False
+    if not is_valid:
+        raise ValueError(f"the address is {address!r}, it must be ws://HOST:PORT or wss://...")
+    return address.lower().startswith("wss")
+
+
 def _finite(value: Value) -> Value:
-    if isinstance(value, list):
-        return [item if math.isfinite(item) else 0.0 for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """The value, or nothing where a number in it would be no number for those who watch."""
+    numbers = value if isinstance(value, list) else [value]
+    is_odd = any(isinstance(item, float) and not math.isfinite(item) for item in numbers)
+    return None if is_odd else value

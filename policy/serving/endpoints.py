@@ -24,7 +24,6 @@ from websockets.http11 import Request, Response
 MAX_PAGE = 2**20  # bytes
 # On which a person watches a robot being controlled.
 WATCH_PAGE = Path(__file__).with_name("watch.html")
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Endpoints:
         has_room: whether one more WebSocket may be opened.
         token: that guards the metrics, if there is one.
         page: shown at `/`, if there is one.
-        is_loopback: whether only this computer can reach the server.
+        names: by which the server may be called; None where any will do.
         is_secure: whether it speaks TLS.
     """
 
@@ -93,7 +92,7 @@ class Endpoints:
     has_room: Callable[[], bool]
     token: str | None
     page: Page | None
-    is_loopback: bool
+    names: tuple[str, ...] | None
     is_secure: bool
 
     def respond(self, request: Request) -> Response | None:
@@ -104,8 +103,8 @@ class Endpoints:
         except MultipleValuesError:
             return _text(400, "Host and Origin can be given once only")
         name = re.sub(r":\d*$", "", host).lower()
-        if self.is_loopback and name not in LOOPBACK_NAMES:
-            return _text(421, f"this server is called {' or '.join(LOOPBACK_NAMES)}")
+        if self.names is not None and name not in self.names:
+            return _text(421, f"this server is called {' or '.join(self.names)}")
         if "Upgrade" in request.headers:
             return self._refuse_upgrade(path, host, origin)
         if request.method != "GET":

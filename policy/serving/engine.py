@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+# A planner that is at one request for longer is taken to hang, until it returns.
+MOST_BUSY = 10.0  # s
+
 
 class State(Enum):
     """Whether requests can be served."""
@@ -84,13 +87,31 @@ class Engine:
         self._metrics = metrics
         self._worker = _Worker()
         self._waiting: Job | None = None
+        self._expiry: asyncio.TimerHandle | None = None  # Of the job that waits.
+        self._busy_since: float | None = None
         self._came = asyncio.Event()
         self._stream: Hashable = None
         self._epoch = 0
 
+    @property
+    def fault(self) -> str:
+        """Why plans cannot be asked for; "" where they can."""
+        if self.state is not State.READY:
+            return f"the planner is {self.state.value}"
+        busy = 0.0 if self._busy_since is None else self.now() - self._busy_since
+        if busy > MOST_BUSY:
+            return (
+                f"the planner is at one request for {busy:.0f} s, at most {MOST_BUSY:g} s is well"
+            )
+        return ""
+
     def submit(self, job: Job) -> None:
         """Plan for a job next, instead of the one that waits."""
-        superseded, self._waiting = self._waiting, job
+        superseded = self._take()
+        self._waiting = job
+        # Its turn may come much later, or never.
+        loop = asyncio.get_running_loop()
+        self._expiry = loop.call_later(job.ask.deadline, self._expire)
         if superseded is not None:
             text = "a newer request came before this one's turn"
             superseded.reply(Failure(Code.SUPERSEDED, text, superseded.ask.id))
@@ -115,9 +136,11 @@ class Engine:
             while True:
                 await self._came.wait()
                 self._came.clear()
-                job, self._waiting = self._waiting, None
+                job = self._take()
                 if job is not None:
+                    self._busy_since = self.now()
                     job.reply(await self._answer(job))
+                    self._busy_since = None
         except Exception:  # A defect of ours: nobody is to believe that plans will come.
             self.state = State.FAILED
             log.exception("the engine ended")
@@ -126,6 +149,20 @@ class Engine:
     def close(self) -> None:
         """Let the thread end after the call it is at, if it is at one."""
         self._worker.close()
+
+    def _take(self) -> Job | None:
+        """The job that waited, if one did; none waits any more."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        job, self._waiting, self._expiry = self._waiting, None, None
+        return job
+
+    def _expire(self) -> None:
+        """Answer the job that waits: its deadline has passed."""
+        job = self._take()
+        if job is not None:
+            text = f"its turn did not come within its deadline of {job.ask.deadline:g} s"
+            job.reply(Failure(Code.EXPIRED, text, job.ask.id))
 
     async def _answer(self, job: Job) -> Answer | Failure:
         """Plan, unless it is too late or the planner is broken."""

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from data.types import Contract, ContractError
 from policy.serving.agreement import check_actions, check_contracts
@@ -91,6 +91,8 @@ class Link:
             ServerError: the server refused.
             DeadlineError: it did not answer in time.
             ConnectionLostError: there was no connection in time, or it broke meanwhile.
+            ServingError: a number in the history is not finite; the next one may be.
+            WireError: the request holds what cannot be sent.
         """
         began = time.monotonic()
         try:
@@ -99,7 +101,7 @@ class Link:
                 self._n_asked += 1
                 number = self._n_asked
                 left = max(0.0, deadline - (time.monotonic() - began))
-                frame = encode(Ask(number, request, left))
+                frame = _frame(Ask(number, request, left))
                 answer = asyncio.get_running_loop().create_future()
                 self._waiting[number] = answer
                 try:
@@ -157,7 +159,7 @@ class Link:
             body = bytes(error.response.body or b"").decode(errors="replace").strip()
             text = f"{self._address} refused with HTTP {error.response.status_code}: {body}"
             raise ConnectionLostError(text) from error
-        except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
+        except (OSError, TimeoutError, WebSocketException, EOFError) as error:
             text = f"{self._address} cannot be reached ({error}): is the server running there?"
             raise ConnectionLostError(text) from error
         try:
@@ -273,6 +275,16 @@ class Link:
             if report is not None and connection is not None:
                 with contextlib.suppress(ConnectionClosed):
                     await connection.send(report)
+
+
+def _frame(ask: Ask) -> bytes:
+    """The frame of a request; a sensor that fails for a moment is no reason to end a run."""
+    try:
+        return encode(ask)
+    except WireError as error:
+        if error.code is Code.NOT_FINITE:
+            raise ServingError(f"not sent: {error}") from error
+        raise
 
 
 def checked(answer: Answer, request: Request, contract: Contract) -> Answer:

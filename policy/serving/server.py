@@ -19,9 +19,11 @@ from websockets.http11 import Request, Response
 
 from data.types import Contract
 from policy.serving.agreement import largest_message
+from policy.serving.connection import Strangers, limited
 from policy.serving.endpoints import Endpoints, Page
 from policy.serving.errors import Code, WireError, shortened
 from policy.serving.messages import Failure
+from policy.serving.seldom import seldom
 from policy.serving.service import RefusedError, Service
 from policy.serving.session import Outbox, Session
 from policy.serving.settings import ServerSettings
@@ -30,9 +32,11 @@ from policy.types import Planner
 
 log = logging.getLogger(__name__)
 
-# Connections that are not (yet) WebSockets: silent ones, and HTTP requests.
-MAX_STRANGERS = 256
+# Connections of peers that have not said who they are: silent ones, and HTTP requests.
+MAX_STRANGERS = 128
 CLOSE_SECONDS = 2.0
+# For a peer to open TLS; nothing else limits how many are at it.
+TLS_SECONDS = 2.0
 
 
 class PolicyServer:
@@ -63,13 +67,14 @@ class PolicyServer:
         self.port = settings.port
         self._page = None if settings.page is None else Page.read(settings.page)
         self._planner, self._warm_up, self._name, self._nfe = planner, warm_up, name, nfe
+        self._strangers = Strangers(MAX_STRANGERS, cut_off=self._cut_off)
+        self._dismissals = seldom(log, "dismissals")
 
     @property
     def address(self) -> str:
         """URL that clients connect to."""
         scheme = "wss" if self.settings.certfile else "ws"
-        host = self.settings.host
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"{scheme}://{self.settings.host_in_url}:{self.port}"
 
     @property
     def contract(self) -> Contract:
@@ -90,10 +95,10 @@ class PolicyServer:
         endpoints = Endpoints(
             readiness=lambda: self._service.fault,
             metrics=self._metrics_text,
-            has_room=lambda: len(self._server.connections) < settings.max_connections,
+            has_room=self._has_room,
             token=settings.token,
             page=self._page,
-            is_loopback=settings.is_loopback,
+            names=settings.names,
             is_secure=tls is not None,
         )
 
@@ -106,6 +111,7 @@ class PolicyServer:
             self._converse,
             sock=socket,
             ssl=tls,
+            ssl_handshake_timeout=None if tls is None else TLS_SECONDS,
             process_request=respond,
             compression=None,
             server_header=None,
@@ -115,8 +121,9 @@ class PolicyServer:
             close_timeout=CLOSE_SECONDS,
             max_size=largest_message(self.contract),
             max_queue=4,
-            logger=_quiet_logger(),
-            create_connection=_limited(settings.max_connections + MAX_STRANGERS),
+            # It would log what is sent where debugging is on.
+            logger=seldom(log, "websockets", level=logging.WARNING),
+            create_connection=limited(self._strangers),
         )
         self._warming = asyncio.create_task(self._service.engine.warm_up())
         self._serving = asyncio.create_task(self._service.engine.run())
@@ -138,6 +145,10 @@ class PolicyServer:
             Exception: what the planner raised while it warmed up.
         """
         await asyncio.shield(self._warming)
+
+    def _has_room(self) -> bool:
+        """Whether one more peer may say who it is; those that have not do not count."""
+        return self._service.n_sessions < self.settings.max_connections
 
     def _metrics_text(self) -> str:
         gauges = {
@@ -162,7 +173,7 @@ class PolicyServer:
         except WireError as error:
             await self._dismiss(connection, Failure(error.code, str(error)))
         except ConnectionClosed:
-            log.info("a connection broke")
+            self._dismissals.info("a connection broke")
         finally:
             if writer is not None:
                 writer.cancel()
@@ -177,16 +188,22 @@ class PolicyServer:
                 hello = await connection.recv()
         except TimeoutError as error:
             raise RefusedError(Code.UNAUTHORIZED, f"no hello within {seconds:g} s") from error
-        return self._service.admit(
-            hello,
-            cut_off=lambda: self._cut_off(connection),
-            peer=str(connection.remote_address),
-        )
+        if not self._has_room():  # Others came while this one was silent.
+            raise RefusedError(Code.NOT_READY, "too many connections, try again later")
+        session = self._service.admit(hello, cut_off=lambda: self._cut_off(connection))
+        self._strangers.remove(connection)
+        return session
 
     async def _dismiss(self, connection: ServerConnection, failure: Failure) -> None:
         """Tell a peer why it is cut off, and cut it off."""
         self._service.metrics.failures[failure.code] += 1
-        log.info("a peer is dismissed (%s): %s", failure.code, shortened(failure.text))
+        self._dismissals.log(
+            logging.WARNING if failure.code is Code.UNAUTHORIZED else logging.INFO,
+            "a peer at %s is dismissed (%s): %s",
+            connection.remote_address,
+            failure.code,
+            shortened(failure.text),
+        )
         with contextlib.suppress(ConnectionClosed, TimeoutError):
             async with asyncio.timeout(self.settings.send_seconds):
                 await connection.send(encode(failure))
@@ -209,36 +226,3 @@ class PolicyServer:
         if not connection.transport.is_closing():
             self._service.metrics.n_aborted += 1
             connection.transport.abort()
-
-
-def _limited(most: int) -> type[ServerConnection]:
-    """Connections of which there are at most so many, and whose buffers do not grow.
-
-    Pings are answered at once and without backpressure: a peer that sends them without end and
-    takes no answer would fill the memory. So nothing is read from it until it takes what waits.
-    """
-
-    class LimitedConnection(ServerConnection):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
-            if len(self.server.handler_tasks) > most:
-                self.transport.abort()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.paused:
-                self.transport.pause_reading()
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            if not self.recv_messages.paused:
-                self.transport.resume_reading()
-
-    return LimitedConnection
-
-
-def _quiet_logger() -> logging.Logger:
-    """A logger for the WebSocket library, which logs what is sent where debugging is on."""
-    logger = logging.Logger(f"{__name__}.websockets", logging.WARNING)
-    logger.parent = log
-    return logger

@@ -15,7 +15,7 @@ from typing import NoReturn
 from data.types import ContractError
 from policy.serving.agreement import check_contracts, check_history, check_types
 from policy.serving.endpoints import is_same_secret
-from policy.serving.engine import Engine, Job, State
+from policy.serving.engine import Engine, Job
 from policy.serving.errors import Code, WireError, shortened
 from policy.serving.lease import Lease
 from policy.serving.messages import Answer, Ask, Failure, Hello, Release, Report, Welcome
@@ -70,16 +70,19 @@ class Service:
     @property
     def fault(self) -> str:
         """Why plans cannot be asked for; "" where they can."""
-        state = self.engine.state
-        return "" if state is State.READY else f"the planner is {state.value}"
+        return self.engine.fault
 
-    def admit(self, buffer: bytes | str, *, cut_off: Callable[[], None], peer: str) -> Session:
+    @property
+    def n_sessions(self) -> int:
+        """Peers that were admitted and are there."""
+        return len(self._sessions)
+
+    def admit(self, buffer: bytes | str, *, cut_off: Callable[[], None]) -> Session:
         """The session of a peer that says hello as it should.
 
         Args:
             buffer: the peer's first message.
             cut_off: called when the peer reads too slowly.
-            peer: where it is, for the log.
 
         Raises:
             RefusedError: it may not have one.
@@ -89,7 +92,6 @@ class Service:
         if not isinstance(hello, Hello):
             _refuse(Code.UNAUTHORIZED, "the first message must be a hello")
         if self._token is not None and not is_same_secret(hello.token, self._token):
-            log.warning("a peer at %s gave no token or a wrong one", peer)
             _refuse(Code.UNAUTHORIZED, "the token is missing or wrong")
         self.metrics.n_handshakes += 1
         session = Session(self.metrics.n_handshakes, hello.role, key="", outbox=Outbox(cut_off))

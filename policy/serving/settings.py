@@ -6,6 +6,7 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 LEAST_TOKEN = 16  # characters
 MOST_TOKEN = 1024
 
@@ -24,7 +25,7 @@ class ServerSettings:
         keyfile: private key (PEM) of the certificate.
         page: one HTML file shown at `/`; None without. With a page, browsers may connect from it.
         lease_seconds: the controlling client loses its lease after so long without a message.
-        max_connections: of clients and watchers; more are refused.
+        max_connections: of clients and watchers that were admitted; more are refused.
         handshake_seconds: for a peer to say who it is.
         ping_seconds: how often a peer is asked whether it lives, and how long it has to answer.
         send_seconds: for a peer to take what it is sent.
@@ -60,6 +61,7 @@ class ServerSettings:
             )
         if (self.certfile is None) != (self.keyfile is None):
             raise ValueError("TLS needs certfile and keyfile, only one of them is given")
+        self.tls()
         if self.page is not None and not self.page.is_file():
             raise ValueError(f"page is {self.page}, which is no file: give one HTML file")
 
@@ -67,6 +69,21 @@ class ServerSettings:
     def is_loopback(self) -> bool:
         """Whether only this computer can reach the server."""
         return all(ipaddress.ip_address(a[4][0]).is_loopback for a in self._addresses())
+
+    @property
+    def host_in_url(self) -> str:
+        """The host as addresses hold it."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """What the server may be called; None where other computers have names of their own for it.
+
+        A page from elsewhere could else reach it by a name that was bent to point to this computer.
+        """
+        if not self.is_loopback:
+            return None
+        return tuple(dict.fromkeys((*LOOPBACK_NAMES, self.host_in_url.lower())))
 
     def listen(self) -> socket.socket:
         """A socket that listens there.
@@ -93,13 +110,20 @@ class ServerSettings:
             return None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            context.load_cert_chain(self.certfile, self.keyfile)
+            context.load_cert_chain(self.certfile, self.keyfile, password=self._refuse_passphrase)
         except OSError as error:  # ssl.SSLError is one.
             raise ValueError(
                 f"certfile {self.certfile} and keyfile {self.keyfile} cannot be used ({error}): "
                 f"give a PEM certificate and its key"
             ) from error
         return context
+
+    def _refuse_passphrase(self) -> str:
+        """Called where the key has one; else it would be asked for on the terminal."""
+        raise ValueError(
+            f"keyfile {self.keyfile} has a passphrase, which nobody may be there to type: "
+            f"openssl rsa -in {self.keyfile} -out KEY2, and give keyfile=KEY2"
+        )
 
     def _addresses(self) -> list[tuple]:
         try:

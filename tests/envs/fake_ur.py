@@ -17,16 +17,21 @@ class FakeController:
 
     Args:
         clock: the present time [s].
+        pauses: whether a safety stop only pauses the control program, so that it can go on.
+        looks: how many looks at the control program miss that it has just ended or started.
     """
 
-    def __init__(self, clock: Callable[[], float]):
-        self.clock = clock
+    def __init__(self, clock: Callable[[], float], *, pauses: bool = False, looks: int = 0):
+        self.clock, self._pauses, self._looks = clock, pauses, looks
         self.joints = np.array([0.0, -1.9, 2.0, -1.67, -1.57, 0.0])
         self.velocity = np.zeros(6)
         self.target: np.ndarray | None = None
         self.safety = {NORMAL}
         self.is_connected = self.is_running = self.is_reachable = True
         self.is_frozen = False  # tells nothing new any more
+        self.is_paused = False
+        self.before_start = BEFORE_START
+        self._misses = 0  # looks to come that miss the last change of the program
         self.min_frequency = 0.0  # Hz; 0: nobody watches
         self.last_kick = self.time = clock()
         self.calls: list[tuple[str, tuple]] = []
@@ -35,22 +40,54 @@ class FakeController:
         """Move on to the present."""
         now = self.clock()
         passed, self.time = now - self.time, now
+        if self.is_paused:
+            self.last_kick = now
         if self.min_frequency and now - self.last_kick > 1 / self.min_frequency:
             self.end_program()
-        goal = self.joints if self.target is None else self.target
+        goal = self.joints if self.target is None or self.is_paused else self.target
         step = np.clip(goal - self.joints, -SPEED * passed, SPEED * passed)
         self.joints = self.joints + step
         self.velocity = step / passed if passed > 0 else self.velocity
 
     def end_program(self) -> None:
         """The control program ends, and the arm stands still."""
+        self._misses = self._looks if self.is_running else 0
         self.is_running, self.target, self.min_frequency = False, None, 0.0
+        self.is_paused = False
+
+    def start_program(self) -> bool:
+        """The control program starts, unless one runs; whether it does."""
+        if self.is_running or not self.is_connected or self.safety != {NORMAL}:
+            return False
+        self.is_running, self._misses = True, self._looks
+        return True
+
+    def looks_running(self) -> bool:
+        """Whether the control program seems to run."""
+        if self._misses:
+            self._misses -= 1
+            return not self.is_running
+        return self.is_running
 
     def trip(self, bit: int) -> None:
         """The safety system stops the arm."""
         self.advance()
         self.safety = {bit}
+        if self._pauses:
+            self.is_paused = True
+        else:
+            self.end_program()
+
+    def resume(self) -> None:
+        """Somebody unlocks the arm and lets a paused program go on."""
+        self.advance()
+        self.safety, self.is_paused = {NORMAL}, False
+
+    def reboot(self) -> None:
+        """The controller starts anew, and its clock with it; connections break."""
+        self.advance()
         self.end_program()
+        self.before_start, self.is_connected = -self.clock(), False
 
 
 class FakeControl:
@@ -62,7 +99,7 @@ class FakeControl:
     def _ask(self, name: str, *arguments: object) -> bool:
         self._arm.advance()
         self._arm.calls.append((name, arguments))
-        return self._arm.is_connected and self._arm.is_running
+        return self._arm.is_connected and self._arm.is_running and not self._arm.is_paused
 
     def servoJ(
         self,
@@ -99,12 +136,11 @@ class FakeControl:
 
     def isProgramRunning(self) -> bool:
         self._arm.advance()
-        return self._arm.is_running
+        return self._arm.looks_running()
 
     def reuploadScript(self) -> bool:
         self._arm.calls.append(("reuploadScript", ()))
-        self._arm.is_running = self._arm.is_connected and self._arm.safety == {NORMAL}
-        return self._arm.is_running
+        return self._arm.start_program()
 
     def stopScript(self) -> None:
         self._arm.calls.append(("stopScript", ()))
@@ -130,7 +166,7 @@ class FakeReceive:
 
     def _now(self) -> tuple[float, list[float], list[float]]:
         arm = self._arm
-        return arm.time + BEFORE_START, arm.joints.tolist(), arm.velocity.tolist()
+        return arm.time + arm.before_start, arm.joints.tolist(), arm.velocity.tolist()
 
     def _state(self) -> tuple[float, list[float], list[float]]:
         """What was told last; as with the package, a broken connection leaves it as it is."""

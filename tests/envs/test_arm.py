@@ -13,6 +13,7 @@ from envs.arm.expert import (
     HOME,
     JOINTS,
     MAX_ACCELERATION,
+    MAX_JERK,
     MAX_VELOCITY,
     Expert,
     duration,
@@ -102,6 +103,8 @@ def test_expert_succeeds_in_about_a_second_and_a_half_within_limits(env):
         acceleration = np.diff(velocity, axis=0, prepend=0) / CONTROL_DT
         assert np.abs(velocity).max() <= MAX_VELOCITY + 1e-3
         assert np.abs(acceleration).max() <= MAX_ACCELERATION + 2 * rounding
+        jerk = np.diff(acceleration, axis=0, prepend=0) / CONTROL_DT
+        assert np.abs(jerk).max() <= MAX_JERK + 4 * rounding / CONTROL_DT
         assert ((actions > LOW) & (actions < HIGH)).all()
     assert np.mean(successes) >= 0.98
     assert 1.0 <= np.mean(steps) * CONTROL_DT <= 2.0
@@ -109,8 +112,13 @@ def test_expert_succeeds_in_about_a_second_and_a_half_within_limits(env):
 
 def test_expert_keeps_within_the_limits_of_the_real_arm():
     limits = yaml.safe_load((CONFIGS / "robot" / "ur.yaml").read_text())["limits"]
-    assert max(limits["velocity"]) >= MAX_VELOCITY
-    assert max(limits["acceleration"]) >= MAX_ACCELERATION
+    for name, most in (
+        ("velocity", MAX_VELOCITY),
+        ("acceleration", MAX_ACCELERATION),
+        ("jerk", MAX_JERK),
+    ):
+        assert len(limits[name]) == len(JOINTS)
+        assert min(limits[name]) >= most, name
 
 
 def test_inverse_kinematics_reaches_every_target_with_the_tool_down(env):
@@ -137,14 +145,19 @@ def test_minimum_jerk_starts_and_ends_at_rest():
     assert minimum_jerk(7.0) == 1.0
 
 
-@pytest.mark.parametrize("longest", [0.05, 0.4, 1.5])
+@pytest.mark.parametrize("longest", [0.03, 0.05, 0.1, 0.4, 1.5])
 def test_duration_is_the_shortest_within_the_limits(longest):
     seconds = duration(np.array([0.0, -longest, longest / 2]))
     t = np.linspace(0, 1, 2001)
     share = np.array([minimum_jerk(time) for time in t])
     velocity = np.gradient(share, t) * longest / seconds
     acceleration = np.gradient(velocity, t) / seconds
-    tightness = max(velocity.max() / MAX_VELOCITY, acceleration.max() / MAX_ACCELERATION)
+    jerk = np.gradient(acceleration, t) / seconds
+    tightness = max(
+        velocity.max() / MAX_VELOCITY,
+        acceleration.max() / MAX_ACCELERATION,
+        np.abs(jerk).max() / MAX_JERK,
+    )
     assert tightness <= 1.001
     assert tightness == pytest.approx(1, abs=0.01) or seconds == 0.5
 

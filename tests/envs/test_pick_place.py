@@ -169,3 +169,31 @@ def test_the_cube_can_be_displaced():
     moved = after["cube"] - before["cube"]
     assert abs(moved[1]) == pytest.approx(0.04, abs=0.002)
     assert np.abs(moved[[0, 2]]).max() < 0.002
+
+
+@pytest.mark.parametrize("id", [PICK_PLACE, PILLAR, "envs.four_pads:cadence/FourPads-v0"])
+def test_s3_pose_is_the_action_that_keeps_the_gripper_there(id):
+    env = gymnasium.make(id)
+    env.reset(seed=4)
+    for opening in (1.0, 0.0):
+        for _ in range(20):
+            observation, *_ = env.step(np.array([-0.1, 0.05, 0.15, opening]))
+        pose = env.unwrapped.pose(observation)
+        np.testing.assert_array_equal(pose[:3], observation["gripper"][:3])
+        assert pose[3] == opening
+        before = observation["gripper"]
+        for _ in range(10):
+            observation, *_ = env.step(pose)
+        np.testing.assert_allclose(observation["gripper"], before, atol=2e-3)
+
+
+def test_s3_pose_holds_the_cube_that_is_held():
+    env = gymnasium.make(PICK_PLACE)
+    observation, _ = env.reset(seed=0)
+    policy = expert(env, "expert")
+    while observation["cube"][2] < 0.08:
+        observation, *_ = env.step(policy(observation))
+    height = observation["cube"][2]
+    for _ in range(10):
+        observation, *_ = env.step(env.unwrapped.pose(observation))
+    assert observation["cube"][2] == pytest.approx(height, abs=0.02)

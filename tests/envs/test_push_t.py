@@ -120,7 +120,7 @@ def test_walls_hold_the_block():
         for _ in range(100):
             block, pusher = observation["block"][:2], observation["pusher"]
             observation, *_ = task.step(2 * block - pusher)  # Straight on, past the block.
-            at = to_world(corners, task.pose(task.data))
+            at = to_world(corners, task.block_pose(task.data))
             farthest = max(farthest, float(np.abs(at).max()))
     assert 0.245 < farthest < 0.255  # The walls are at 0.25 m and a little soft.
 
@@ -166,7 +166,7 @@ def test_planned_push_improves_and_starts_beside_the_block():
     task.apply(task.data, push.way[-1])
     for target in push.targets:
         task.step(target)
-    assert plan.error(task.pose(task.data)) < plan.error(pose)
+    assert plan.error(task.block_pose(task.data)) < plan.error(pose)
 
 
 def test_error_of_a_shift_is_the_shift():
@@ -182,3 +182,13 @@ def test_expert_holds_still_where_nothing_can_be_pushed():
     pusher = np.array([0.2, 0.2], np.float32)
     action = act({"pusher": pusher, "block": np.zeros(3, np.float32)})
     np.testing.assert_array_equal(action, pusher)
+
+
+def test_s3_pose_is_the_action_that_keeps_the_pusher_there():
+    env = make()
+    observation, _ = env.reset(seed=2)
+    pose = env.get_wrapper_attr("pose")(observation)
+    np.testing.assert_array_equal(pose, observation["pusher"].astype(float))
+    for _ in range(10):
+        observation, *_ = env.step(pose)
+    np.testing.assert_allclose(observation["pusher"], pose, atol=1e-3)

@@ -7,6 +7,7 @@ processes wrote down.
 """
 
 import functools
+import inspect
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from hydra.utils import instantiate
 
 from data.types import Contract
 from envs.robots.errors import RobotLostError
@@ -26,6 +28,7 @@ from envs.robots.shared_slot import SlotReader
 from envs.robots.sim import SimRobot
 from envs.robots.sim_process import SimProcess
 from envs.robots.sim_process_side import CELLS, Faults, memory_bytes, state_dtype
+from policy.entry import compose_config
 
 ARM = functools.partial(gymnasium.make, "envs.arm:cadence/Arm-v0")
 PILLAR = functools.partial(gymnasium.make, "envs.pillar:cadence/Pillar-v0")
@@ -338,3 +341,18 @@ def test_a_setting_out_of_range_is_refused_before_a_process_starts(settings, mes
 def test_a_fault_out_of_range_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Faults(**settings)
+
+
+@pytest.mark.parametrize("name", ["sim", "sim_process"])
+def test_s4_what_a_governor_keeps_to_can_be_given_to_a_simulated_robot(name):
+    given = ["robot.limits.velocity=0.5", "robot.limits.jerk=[1,2,3,4,5,6]"]
+    cfg = compose_config("run", ["env=arm", f"robot={name}", "governor=limited", *given])
+    contract = Contract.from_json(ARM().metadata["contract"])
+    make = instantiate(cfg.robot)
+    inspect.signature(make).bind(ARM, clock=time.perf_counter, read_contract=Contract.from_json)
+    action = contract.action
+    governor = instantiate(cfg.governor)(action=action, control_dt=contract.control_dt)
+    np.testing.assert_array_equal(governor.limits.velocity, np.full(6, 0.5))
+    np.testing.assert_array_equal(governor.limits.jerk, [1, 2, 3, 4, 5, 6])
+    np.testing.assert_array_equal(governor.limits.low, action.low)
+    assert np.isinf(governor.limits.acceleration).all()

@@ -162,3 +162,58 @@ def test_r4_what_was_asked_and_the_seed_give_the_same_actions_again(pillar_check
     fresh = planner_of(pillar_checkpoint, sampler="streaming")
     for request, actions in zip(asked, answered, strict=True):
         assert np.array_equal(fresh(request).actions, actions)
+
+
+def test_s12_an_interruption_keeps_what_was_finished_and_ends_in_good_order(pillar_checkpoint):
+    limits = ["governor.limits.velocity=0.5", "governor.limits.acceleration=2.0"]
+    cfg = config(pillar_checkpoint, "episodes=3", "sampler.grid.n_steps=1", *limits)
+    loop, asked = AsyncLoop(cfg), []
+
+    class Interrupted:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        @property
+        def requested(self):
+            asked.append(1)
+            return len(asked) > 45  # In the second of three episodes of 30 ticks.
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(controls, "Interruption", Interrupted)
+        episodes = loop.measure(maker(cfg, None))
+    assert [(e.seed, e.length) for e in episodes] == [(100000, 30)]
+
+
+def test_a_start_suffers_the_same_faults_wherever_it_is_played(pillar_checkpoint):
+    settings = ["delay=1", "faults.jitter=3", "sampler.grid.n_steps=1"]
+    _, two = played(config(pillar_checkpoint, *settings, "seed=7"), AsyncLoop)
+    cfg = config(pillar_checkpoint, *settings, "seed=7")
+    cfg.episodes = 1
+    made = AsyncLoop(cfg)
+    made._cfg.seed = 8  # The faults keep the seed of the run, as in the second episode above.
+    assert asdict(made.measure(maker(cfg, None))[0]) == two[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("delay=-1", "delay is -1 ticks"),
+        ("faults.jitter=-2", r"faults\.jitter is -2 ticks"),
+        ("seam.delay.fixed=1.5", r"seam\.delay\.fixed is 1\.5"),
+        ("seam.manner.patience=null", r"seam\.manner\.patience is None"),
+    ],
+)
+def test_wrong_settings_are_told_before_a_checkpoint_is_loaded(wrong, message):
+    cfg = compose_config("evaluate", ["checkpoint=nowhere", "env=pillar", "control=async", wrong])
+    with pytest.raises(Exception, match=message) as error:
+        AsyncLoop(cfg)
+    assert "nowhere" not in str(error.value)
+
+
+@pytest.mark.parametrize("changed", ["seam=blend", "governor.limits.velocity=0.01"])
+def test_lockstep_refuses_what_it_does_not_look_at(pillar_checkpoint, changed):
+    with pytest.raises(ValueError, match="control=lockstep looks at no"):
+        Lockstep(config(pillar_checkpoint, changed))

@@ -280,3 +280,33 @@ def test_a_chunk_uses_as_many_weights_with_experts_as_without():
     assert used == pytest.approx(2.5e6, rel=0.01)
     biases = 2 * 768 + 256
     assert count(dense) == used + 4 * biases - count(experts.chunk_level)
+
+
+@torch.no_grad()
+def test_films_start_as_the_identity():
+    filmed, plain = make(**SMALL, film=True).double(), randomised()
+    filmed.load_state_dict(plain.state_dict(), strict=False)
+    x, c_noise, cond = inputs()
+    torch.testing.assert_close(filmed(x, c_noise, cond), plain(x, c_noise, cond))
+
+
+@torch.no_grad()
+def test_a_film_scales_by_one_more_and_shifts():
+    block = randomised(film=True).blocks[0]
+    h, film = torch.randn(B, D).double(), torch.randn(B, 2 * D).double()
+    seen = (1 + film[:, :D]) * block.norm(h) + film[:, D:]
+    expected = h + block.down(F.silu(block.up(seen)))
+    torch.testing.assert_close(block(h, h, film=film), expected)
+
+
+@torch.no_grad()
+def test_films_of_known_levels_are_computed_once_and_the_same():
+    net = randomised(film=True)
+    x, c_noise, cond = inputs()
+    c_noise = c_noise[:1].expand(B, -1)
+    torch.testing.assert_close(net.at(c_noise[0])(x, cond), net(x, c_noise, cond))
+
+
+def test_films_of_layers_that_nothing_scales_are_refused():
+    with pytest.raises(ValueError, match="film is true, but the blocks have a feed_forward"):
+        make(**SMALL, film=True, feed_forward=EXPERTS)

@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
+from envs.robots.sim import SimRobot
 from policy.control.latency import TimingLog
 from policy.entry import compose_config
-from policy.run import FAULT_STATUS, _logged_elsewhere, run
+from policy.run import FAULT_STATUS, _before_others, _logged_elsewhere, run
 from policy.run_report import timing_table
 
 SMALL = ["env=pick_place", "sampler.grid.n_steps=1", "episodes=1", "action_horizon=4"]
@@ -66,26 +68,55 @@ def test_a_run_writes_what_it_did(pillar_checkpoint, tmp_path):
     assert len(written["samples"]["delay"]) == timing["n_commands"]
 
 
-def test_s13_an_emergency_stop_by_signal_ends_the_run_with_its_status(pillar_checkpoint, tmp_path):
-    previous = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+@pytest.fixture
+def commanded(monkeypatch):
+    """Every action that reaches the simulated robot; `then(n, call)` calls after n of them."""
+    actions, waiting, command = [], [], SimRobot.command
 
-    def stop_when_it_runs():
-        while not callable(signal.getsignal(signal.SIGUSR1)):
-            time.sleep(0.01)
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGUSR1)
+    def spy(self, action, tick):
+        actions.append(np.array(action, float))
+        command(self, action, tick)
+        if waiting and len(actions) == waiting[0][0]:
+            threading.Thread(target=waiting[0][1], daemon=True).start()
 
-    threading.Thread(target=stop_when_it_runs, daemon=True).start()
-    settings = [*SMALL, f"checkpoint={pillar_checkpoint}", f"out={tmp_path}", "seconds=60"]
-    try:
-        # The episode has 100 ticks of 0.1 s, so it does not end by itself before.
-        assert run(compose_config("run", settings)) == FAULT_STATUS
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
+    monkeypatch.setattr(SimRobot, "command", spy)
+    return actions, lambda n, call: waiting.append((n, call))
+
+
+def settings_of(checkpoint, out, *more):
+    # The episode has 100 ticks of 0.1 s, so it does not end by itself before.
+    places = [f"checkpoint={checkpoint}", f"out={out}", "seconds=60"]
+    return compose_config("run", [*SMALL, *places, *more])
+
+
+def test_s13_an_emergency_stop_by_signal_ends_the_run_with_its_status(
+    pillar_checkpoint, tmp_path, commanded
+):
+    commanded[1](4, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    assert run(settings_of(pillar_checkpoint, tmp_path)) == FAULT_STATUS
     written = json.loads((tmp_path / "run.json").read_text())
     assert written["fault"] == "emergency stop"
+    assert written["refusals"]["emergency stop"] == 1
     assert not written["complete"]
     assert written["episodes"][0]["ticks"] < 100
+
+
+def test_s12_ctrl_c_brings_the_robot_to_rest_within_its_limits(
+    pillar_checkpoint, tmp_path, commanded
+):
+    previous = signal.getsignal(signal.SIGINT)
+    commanded[1](8, lambda: os.kill(os.getpid(), signal.SIGINT))
+    limits = "governor.limits={velocity: 0.2, acceleration: 1.0, jerk: 20.0}"
+    with pytest.raises(KeyboardInterrupt):
+        run(settings_of(pillar_checkpoint, tmp_path, limits))
+    assert signal.getsignal(signal.SIGINT) == previous
+    place = np.array(commanded[0])[:, :3]  # The gripper has no motion of its own.
+    assert 8 <= len(place) < 100
+    np.testing.assert_array_equal(place[-1], place[-2])
+    for order, limit in ((1, 0.2), (2, 1.0), (3, 20.0)):
+        rates = np.abs(np.diff(place, n=order, axis=0)) / 0.1**order
+        assert rates.max() <= limit * (1 + 1e-6) + 1e-9
+    assert not json.loads((tmp_path / "run.json").read_text())["complete"]
 
 
 def serving(checkpoint, *settings):
@@ -104,11 +135,10 @@ def serving(checkpoint, *settings):
     raise AssertionError("the server did not come up")
 
 
-def test_s8_s12_killed_server_ends_in_a_hold_and_a_fault(pillar_checkpoint, tmp_path):
+def test_s8_s12_killed_server_ends_in_a_hold_and_a_fault(pillar_checkpoint, tmp_path, commanded):
     process, address = serving(pillar_checkpoint)
+    commanded[1](4, process.kill)
     try:
-        killer = threading.Timer(1.5, process.kill)
-        killer.start()
         settings = [
             *SMALL[:1],
             "episodes=1",
@@ -161,3 +191,18 @@ def test_what_is_logged_in_control_is_written_by_another_thread():
             logging.getLogger("policy.control.refusals").warning("starved")
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
+
+
+def test_a_priority_is_given_back_and_its_refusal_is_told(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *given: asked.append(given[1]))
+    with _before_others(50):
+        assert asked == [os.SCHED_FIFO]
+    assert asked == [os.SCHED_FIFO, os.SCHED_OTHER]
+
+    def refuse(*_):
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with _before_others(50):
+        assert "realtime=50 is refused (Operation not permitted)" in capsys.readouterr().out

@@ -65,6 +65,7 @@ def test_r3_samples_keep_the_newest_in_order_and_their_memory():
     for number in range(3, 11):
         samples.add(number)
     assert samples.newest().tolist() == [7, 8, 9, 10]
+    assert [samples.last(n).tolist() for n in (0, 2, 9)] == [[], [9, 10], [7, 8, 9, 10]]
     assert samples.n == 11
     summary = samples.summary()
     assert summary is not None

@@ -41,6 +41,25 @@ def test_a_token_that_is_not_there_is_an_error_and_not_an_open_server(file, vari
         read_token(file, variable)
 
 
+def test_names_of_digits_are_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="token_file is 12345, which is no file"):
+        settings_of(composed("token_file=12345"))
+    Path("12345").write_text(SECRET)
+    assert settings_of(composed("token_file=12345")).token == SECRET
+    with pytest.raises(ValueError, match="token_env is 12345"):
+        settings_of(composed("token_env=12345"))
+    with pytest.raises(ValueError, match="certfile 1 and keyfile 2"):
+        settings_of(composed("certfile=1", "keyfile=2"))
+
+
+def test_a_token_file_that_is_no_text_is_named(tmp_path):
+    file = tmp_path / "token"
+    file.write_bytes(bytes(range(256)))
+    with pytest.raises(ValueError, match=f"token_file is {file}"):
+        read_token(str(file), None)
+
+
 def test_x3_there_is_no_setting_for_the_token_itself():
     assert [key for key in composed() if "token" in str(key)] == ["token_file", "token_env"]
     with pytest.raises(ValueError, match="token"):

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from serving_fakes import CONTRACT, TOKEN, get, peer, request, serving
+from serving_fakes import CONTRACT, PATIENCE, TOKEN, get, peer, request, serving
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
@@ -50,8 +50,13 @@ def test_x3_others_are_not_served_without_a_token(host):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost"])
-def test_loopback_addresses_need_none(host):
+def test_loopback_addresses_need_none_and_are_reached_as_they_were_given(host):
     assert ServerSettings(host=host).is_loopback
+    with serving(host=host) as server:
+        with RemotePlanner(server.address, CONTRACT, connect_seconds=0) as remote:
+            assert remote(request()).tick0 == 0
+        assert get(server, "/health")[0] == 200
+        assert get(server, "/health", Host="evil.example")[0] == 421
 
 
 def test_x3_a_token_is_not_shown_and_not_short():
@@ -86,7 +91,9 @@ def test_a_port_that_is_taken_is_named():
         ServerSettings(port=server.port).listen()
 
 
-def test_x3_tls_keeps_out_who_does_not_trust_the_certificate(tmp_path):
+@pytest.fixture
+def certificate(tmp_path) -> tuple[Path, Path]:
+    """A certificate of this computer and its key."""
     make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
     names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -95,6 +102,11 @@ def test_x3_tls_keeps_out_who_does_not_trust_the_certificate(tmp_path):
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("there is no openssl that makes certificates")
+    return cert, key
+
+
+def test_x3_tls_keeps_out_who_does_not_trust_the_certificate(certificate):
+    cert, key = certificate
     with serving(certfile=cert, keyfile=key, token=TOKEN) as server:
         assert server.address.startswith("wss://")
         with RemotePlanner(server.address, CONTRACT, token=TOKEN, cafile=cert) as remote:
@@ -105,8 +117,30 @@ def test_x3_tls_keeps_out_who_does_not_trust_the_certificate(tmp_path):
         with pytest.raises(ConnectionLostError):
             RemotePlanner(plain, CONTRACT, token=TOKEN, connect_seconds=0)
     key.write_text("no key")
-    with pytest.raises(ValueError, match="PEM"), serving(certfile=cert, keyfile=key):
-        pass
+    with pytest.raises(ValueError, match="PEM"):
+        ServerSettings(certfile=cert, keyfile=key)  # Before anything is loaded or listens.
+
+
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(certificate, tmp_path):
+    cert, key = certificate
+    closed = tmp_path / "closed.pem"
+    command = f"openssl rsa -aes256 -passout pass:secret -in {key} -out {closed}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    with pytest.raises(ValueError, match=f"openssl rsa -in {closed} -out KEY2"):
+        ServerSettings(certfile=cert, keyfile=closed)
+
+
+def test_r9_peers_that_do_not_begin_with_tls_are_cut_off(certificate, monkeypatch):
+    cert, key = certificate
+    monkeypatch.setattr("policy.serving.server.TLS_SECONDS", 0.2)
+    with serving(certfile=cert, keyfile=key, handshake_seconds=600.0) as server:
+        silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+        for raw in silent:
+            raw.settimeout(PATIENCE)
+            with raw:
+                assert raw.recv(1) == b""
+        with RemotePlanner(server.address, CONTRACT, cafile=cert) as remote:
+            assert remote(request()).tick0 == 0
 
 
 def test_pages_from_elsewhere_cannot_connect(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from serving_fakes import CONTRACT, HORIZONS, PATIENCE, FakePlanner, request
 
-from policy.serving.engine import Engine, Job, State
+from policy.serving.engine import MOST_BUSY, Engine, Job, State
 from policy.serving.errors import Code
 from policy.serving.lease import Lease
 from policy.serving.messages import Answer, Ask, Failure
@@ -168,6 +168,42 @@ def test_r7_an_expired_request_is_refused_before_it_is_planned_for():
 
     bench = with_bench(scenario)
     assert [asked.tick for asked in bench.planner.requests] == [0, 2]
+
+
+def test_r7_an_expired_request_is_answered_though_the_planner_hangs():
+    async def scenario(bench: Bench) -> None:
+        bench.planner.gate.clear()
+        bench.submit(tick=0, deadline=PATIENCE)
+        await bench.entered()
+        assert await bench.failure(bench.submit(tick=1, deadline=0.01)) is Code.EXPIRED
+        # Its place is free, and its end is not that of the next one.
+        replaced = bench.submit(tick=2, deadline=0.01)
+        last = bench.submit(tick=3, deadline=PATIENCE)
+        assert await bench.failure(replaced) is Code.SUPERSEDED
+        await asyncio.sleep(0.02)
+        bench.planner.gate.set()
+        assert isinstance(await bench.answer(last), Answer)
+
+    bench = with_bench(scenario)
+    assert [asked.tick for asked in bench.planner.requests] == [0, 3]
+
+
+def test_r8_a_planner_that_is_busy_for_too_long_is_a_fault_until_it_returns():
+    async def scenario(bench: Bench) -> None:
+        bench.planner.gate.clear()
+        number = bench.submit(deadline=PATIENCE)
+        await bench.entered()
+        bench.clock.now += MOST_BUSY
+        assert bench.engine.fault == ""
+        bench.clock.now += 1.0
+        assert f"for {MOST_BUSY + 1:.0f} s" in bench.engine.fault
+        bench.planner.gate.set()
+        assert isinstance(await bench.answer(number), Answer)
+        bench.clock.now += 100.0
+        await asyncio.sleep(0)
+        assert bench.engine.fault == ""
+
+    with_bench(scenario)
 
 
 @pytest.mark.parametrize("n_good", [0, 1])

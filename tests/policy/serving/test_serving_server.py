@@ -1,9 +1,11 @@
 """A server and its peers on real sockets of this computer."""
 
 import logging
+import re
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -28,14 +30,17 @@ from websockets.sync.client import connect
 
 from data.types import Contract, Field, Horizons
 from policy.serving.client import RemotePlanner
+from policy.serving.connection import MAX_CONTROL_FRAMES, SLICE
 from policy.serving.errors import (
     Code,
     ConnectionLostError,
     DeadlineError,
     ServerError,
+    ServingError,
     WireError,
 )
 from policy.serving.messages import Answer, Ask, Failure, Hello, Release, Report, Welcome
+from policy.serving.seldom import Seldom
 from policy.serving.wire import decode, encode
 from policy.types import Request
 
@@ -160,6 +165,16 @@ def test_an_observation_that_is_not_the_contract_s_is_refused_by_both_sides(chan
     assert planner.requests == []
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_s1_an_observation_that_is_not_finite_costs_a_plan_and_not_the_run(value):
+    planner = FakePlanner()
+    with serving(planner) as server, RemotePlanner(server.address, CONTRACT) as remote:
+        with pytest.raises(ServingError, match="'state'"):
+            remote(request(0, value=value))
+        assert remote(request(1)).tick0 == 1
+    assert [asked.tick for asked in planner.requests] == [1]
+
+
 def test_r2_ready_and_welcome_come_after_the_warm_up():
     may_end, planner = threading.Event(), FakePlanner()
     with serving(planner, warm_up=lambda: may_end.wait(PATIENCE), wait_ready=False) as server:
@@ -262,14 +277,13 @@ def test_r7_the_deadline_crosses_the_wire():
         client.ask(0)
         planner.wait_entered()
         client.ask(1, deadline=0.05)
-        wait_until(lambda: metric(server, "cadence_requests_total") == 2)
-        time.sleep(0.06)
-        planner.gate.set()
-        assert isinstance(client.receive(), Answer)
+        # Answered while the planner is still busy, which it may be for ever.
         failure = client.receive()
         assert isinstance(failure, Failure)
-        assert failure.code is Code.EXPIRED
+        assert (failure.code, failure.id) == (Code.EXPIRED, 2)
         assert metric(server, "cadence_expired_total") == 1
+        planner.gate.set()
+        assert isinstance(client.receive(), Answer)
     assert [asked.tick for asked in planner.requests] == [0]
 
 
@@ -315,6 +329,22 @@ def test_r8_health_and_readiness_answer_while_the_planner_is_busy():
         assert isinstance(client.receive(), Answer)
 
 
+def test_r8_a_planner_that_hangs_is_not_ready_until_it_returns(monkeypatch):
+    planner = FakePlanner()
+    with serving(planner, lease_seconds=0.1) as server, peer(server) as client:
+        planner.gate.clear()
+        client.ask(0)
+        planner.wait_entered()
+        monkeypatch.setattr("policy.serving.engine.MOST_BUSY", 0.0)
+        wait_until(lambda: get(server, "/ready")[0] == 503)
+        assert "at one request for" in get(server, "/ready")[1]
+        assert get(server, "/health")[0] == 200
+        assert refusal(server).code is Code.NOT_READY
+        planner.gate.set()
+        assert isinstance(client.receive(), Answer)
+        wait_until(lambda: get(server, "/ready") == (200, "ready\n"))
+
+
 def test_r9_silent_and_stuck_peers_are_cut_off_and_stall_nobody():
     with serving(handshake_seconds=0.5, ping_seconds=0.5, send_seconds=0.5) as server:
         address = ("127.0.0.1", server.port)
@@ -338,6 +368,89 @@ def test_r9_a_peer_that_sends_pings_and_reads_nothing_does_not_fill_the_memory()
         ping = bytes([0x89, 0xFD]) + bytes(4) + bytes(125)
         # All that is sent and not refused lies somewhere: in buffers of the system, or in ours.
         assert sent_until_stuck(websocket_by_hand(server.port), ping * 500) < 64 * 2**20
+
+
+PING, PONG, BINARY, CONTINUATION = 0x89, 0x8A, 0x82, 0x00
+
+
+@pytest.mark.parametrize(
+    ("first", "opcode"),
+    [(b"", PING), (b"", PONG), (b"", BINARY), (b"\x02\x80" + bytes(4), CONTINUATION)],
+    ids=["pings", "pongs", "messages", "fragments"],
+)
+def test_r9_a_peer_that_sends_empty_frames_without_end_is_cut_off(first, opcode, caplog):
+    frames = first + (bytes([opcode, 0x80]) + bytes(4)) * 5000
+    with (
+        serving(token=TOKEN) as server,
+        RemotePlanner(server.address, CONTRACT, token=TOKEN, deadline=PATIENCE) as remote,
+    ):
+        remote(request(0))
+        with ThreadPoolExecutor() as pool:
+            floods = [websocket_by_hand(server.port) for _ in range(3)]
+            sending = [pool.submit(sent_until_stuck, raw, frames) for raw in floods]
+            tick = 1
+            while not all(flood.done() for flood in sending):
+                assert remote(request(tick)).tick0 == tick
+                tick += 1
+        # What lies in the buffers of the system, and no more, was sent before the end.
+        assert all(flood.result() < 64 * 2**20 for flood in sending)
+        authorized = {"Authorization": f"Bearer {TOKEN}"}
+        wait_until(lambda: "cadence_aborted_total 3\n" in get(server, "/metrics", **authorized)[1])
+        assert remote(request(tick)).tick0 == tick
+        assert get(server, "/health")[0] == 200
+    lines = [record for record in caplog.records if "socket.send()" in record.getMessage()]
+    assert len(lines) < 3 * SLICE / 6  # The least frame has 6 bytes.
+
+
+def test_r9_a_peer_may_ping_so_often_in_a_second_and_no_more_often():
+    with serving() as server, peer(server) as client:
+        for _ in range(MAX_CONTROL_FRAMES):
+            assert client.connection.ping().wait(PATIENCE)
+        time.sleep(1.1)  # Another second begins.
+        assert client.connection.ping().wait(PATIENCE)
+        client.ask(0)
+        assert isinstance(client.receive(), Answer)
+        assert metric(server, "cadence_aborted_total") == 0
+        # So few that they are there at once.
+        raw = websocket_by_hand(server.port)
+        raw.sendall((bytes([PONG, 0x80]) + bytes(4)) * (MAX_CONTROL_FRAMES + 1))
+        wait_until(lambda: metric(server, "cadence_aborted_total") == 1)
+        raw.close()
+
+
+def test_r9_peers_that_do_not_say_who_they_are_keep_nobody_out(monkeypatch):
+    monkeypatch.setattr("policy.serving.server.MAX_STRANGERS", 4)
+    with serving(token=TOKEN, max_connections=2, handshake_seconds=600.0) as server:
+        strangers = [websocket_by_hand(server.port) for _ in range(4)]
+        with peer(server, token=TOKEN) as admitted:
+            assert is_closed_in_the_end(strangers[0])  # The oldest made room.
+            strangers += [
+                socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)
+            ]  # Silent ones.
+            for stranger in strangers[1:20]:
+                assert is_closed_in_the_end(stranger)
+            # The one that was admitted is older than all of them, and stays.
+            admitted.ask(0)
+            assert isinstance(admitted.receive(), Answer)
+            assert get(server, "/health")[0] == 200
+        for stranger in strangers[20:]:
+            stranger.close()
+
+
+def test_r9_those_who_waited_together_for_the_last_place_do_not_all_get_it():
+    watcher = {"role": "watch", "contract": None}
+    with (
+        serving(max_connections=1) as server,
+        peer(server, greet=False) as first,
+        peer(server, greet=False) as second,
+    ):
+        assert isinstance(first.hello(**watcher), Welcome)
+        failure = second.hello(**watcher)
+        assert isinstance(failure, Failure)
+        assert (failure.code, failure.text.split(",")[0]) == (
+            Code.NOT_READY,
+            "too many connections",
+        )
 
 
 def test_r9_more_connections_than_allowed_are_refused():
@@ -410,6 +523,37 @@ def test_x3_the_token_is_checked_on_every_connection(token):
             assert failure.code is Code.UNAUTHORIZED
         with RemotePlanner(server.address, CONTRACT, token=TOKEN) as remote:
             assert remote(request()).tick0 == 0
+
+
+def test_x3_wrong_tokens_do_not_fill_the_log(caplog):
+    caplog.set_level(logging.INFO)
+    began, n_peers = time.monotonic(), 30
+    with serving(token=TOKEN) as server:
+        for _ in range(n_peers):
+            with peer(server, greet=False) as stranger:
+                assert isinstance(stranger.hello(token="wrong"), Failure)
+                with pytest.raises(ConnectionClosed):
+                    stranger.connection.recv(PATIENCE)
+    seconds = time.monotonic() - began
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("policy")]
+    assert 1 <= len(lines) <= 1 + seconds
+    assert "127.0.0.1" in lines[0]
+    assert "unauthorized" in lines[0]
+
+
+def test_what_is_seldom_logged_says_how_often_it_happened(caplog):
+    now = [0.0]
+    logger = logging.Logger("seldom")
+    logger.parent = logging.getLogger()
+    logger.addFilter(Seldom(clock=lambda: now[0]))
+    for now[0] in (0.0, 0.1, 0.9, 1.0, 1.5, 2.5, 9.0):
+        logger.warning("at %g", now[0])
+    assert [record.getMessage() for record in caplog.records] == [
+        "at 0",
+        "at 1 (2 such lines were left out)",
+        "at 2.5 (1 such lines were left out)",
+        "at 9",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -485,9 +629,12 @@ def test_x5_no_observation_and_no_token_is_in_the_logs(caplog):
 def test_reports_reach_those_who_watch_newest_first_also_when_they_come_later():
     with serving() as server, RemotePlanner(server.address, CONTRACT) as remote:
         with peer(server, role="watch", contract=None) as watcher:
-            remote.report({"period_ms": 100.0, "bad": float("nan"), "plan": [1.0, 2.0]})
+            odd = {"bad": float("nan"), "odd": [1.0, float("inf"), 2.0]}
+            remote.report({"period_ms": 100.0, "plan": [1.0, 2.0], **odd})
             report = watcher.receive()
-            assert report == Report({"period_ms": 100.0, "bad": None, "plan": [1.0, 2.0]})
+            # Never a number that nobody measured.
+            nothing = {"bad": None, "odd": None}
+            assert report == Report({"period_ms": 100.0, "plan": [1.0, 2.0], **nothing})
             for n in range(100):
                 remote.report({"n": float(n)})
             while report != Report({"n": 99.0}):
@@ -532,6 +679,19 @@ def test_a_server_that_takes_the_connection_and_says_nothing_is_given_up(monkeyp
     ("arguments", "found"),
     [
         ({"address": "http://127.0.0.1:1"}, "ws://"),
+        *[
+            ({"address": address}, f"address is '{re.escape(address)}'")
+            for address in (
+                "ws://",
+                "ws://:1",
+                "ws://127.0.0.1:99999",
+                "ws://127.0.0.1:0",
+                "ws://127.0.0.1:abc",
+                "ws://[::1",
+                f"ws://{'a' * 64}:1",
+                "127.0.0.1:1",
+            )
+        ],
         ({"deadline": 0.0}, "deadline is 0"),
         ({"deadline": 100.0}, "deadline is 100"),
         ({"connect_seconds": -1.0}, "connect_seconds is -1"),
@@ -540,6 +700,11 @@ def test_a_server_that_takes_the_connection_and_says_nothing_is_given_up(monkeyp
 def test_arguments_of_the_client_are_checked(arguments, found):
     with pytest.raises(ValueError, match=found):
         RemotePlanner(**{"address": "ws://127.0.0.1:1", "contract": CONTRACT, **arguments})
+
+
+def test_whatever_the_websocket_library_says_is_that_there_is_no_connection():
+    with pytest.raises(ConnectionLostError, match="#part"):
+        RemotePlanner("ws://127.0.0.1:1/#part", CONTRACT, connect_seconds=0)
 
 
 def test_a_contract_that_cannot_be_served_is_refused():
