@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -134,11 +135,11 @@ def test_r9_peers_that_do_not_begin_with_tls_are_cut_off(certificate, monkeypatc
     cert, key = certificate
     monkeypatch.setattr("policy.serving.server.TLS_SECONDS", 0.2)
     with serving(certfile=cert, keyfile=key, handshake_seconds=600.0) as server:
-        silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
-        for raw in silent:
-            raw.settimeout(PATIENCE)
-            with raw:
-                assert raw.recv(1) == b""
+        with ExitStack() as stack:
+            address = ("127.0.0.1", server.port)
+            opened = [socket.create_connection(address, PATIENCE) for _ in range(20)]
+            silent = [stack.enter_context(raw) for raw in opened]
+            assert [raw.recv(1) for raw in silent] == [b""] * 20
         with RemotePlanner(server.address, CONTRACT, cafile=cert) as remote:
             assert remote(request()).tick0 == 0
 

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -420,21 +421,23 @@ def test_r9_a_peer_may_ping_so_often_in_a_second_and_no_more_often():
 
 def test_r9_peers_that_do_not_say_who_they_are_keep_nobody_out(monkeypatch):
     monkeypatch.setattr("policy.serving.server.MAX_STRANGERS", 4)
-    with serving(token=TOKEN, max_connections=2, handshake_seconds=600.0) as server:
-        strangers = [websocket_by_hand(server.port) for _ in range(4)]
+    with (
+        serving(token=TOKEN, max_connections=2, handshake_seconds=600.0) as server,
+        ExitStack() as stack,
+    ):
+        opened = [websocket_by_hand(server.port) for _ in range(4)]
+        strangers = [stack.enter_context(raw) for raw in opened]
         with peer(server, token=TOKEN) as admitted:
             assert is_closed_in_the_end(strangers[0])  # The oldest made room.
-            strangers += [
-                socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)
-            ]  # Silent ones.
+            address = ("127.0.0.1", server.port)
+            silent = [socket.create_connection(address) for _ in range(20)]
+            strangers += [stack.enter_context(raw) for raw in silent]
             for stranger in strangers[1:20]:
                 assert is_closed_in_the_end(stranger)
             # The one that was admitted is older than all of them, and stays.
             admitted.ask(0)
             assert isinstance(admitted.receive(), Answer)
             assert get(server, "/health")[0] == 200
-        for stranger in strangers[20:]:
-            stranger.close()
 
 
 def test_r9_those_who_waited_together_for_the_last_place_do_not_all_get_it():
