@@ -26,11 +26,11 @@ from data.types import Contract
 from policy.control.calibration import Step, command_latency, observation_latency
 from policy.control.clock import Clock, WallClock
 from policy.control.governed import Governed
+from policy.control_thread import emergency_stop_on_signal
 from policy.durable import write_json, write_text
 from policy.entry import entry, out_dir
 from policy.fingerprint import fingerprint
 from policy.progress import progress_bar
-from policy.run import emergency_stop_on_signal
 from policy.tasks import maker
 from policy.types import Robot
 

@@ -15,15 +15,8 @@ with exit status 3. Latencies are of warm calls. Writes run.json.
 """
 
 import contextlib
-import gc
-import logging
-import logging.handlers
 import math
 import os
-import queue
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Protocol, cast
@@ -32,7 +25,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from data.types import Contract
-from policy.control import refusals
 from policy.control.clock import WallClock
 from policy.control.delay import DelayEstimate
 from policy.control.governed import Governed
@@ -40,6 +32,12 @@ from policy.control.inference import Inference
 from policy.control.latency import TimingLog
 from policy.control.loop import control_loop
 from policy.control.manner import Manner
+from policy.control_thread import (
+    before_others,
+    emergency_stop_on_signal,
+    logged_elsewhere,
+    undisturbed,
+)
 from policy.durable import write_json
 from policy.entry import entry, out_dir, pick_device, plain, urgent_of, use_threads
 from policy.fingerprint import fingerprint
@@ -53,7 +51,6 @@ from policy.telemetry import Telemetry
 from policy.types import Planner, Robot
 
 FAULT_STATUS = 3
-SWITCH_INTERVAL = 1e-4  # After which a thread lets another one run [s].
 
 
 class EpisodicRobot(Robot, Protocol):
@@ -111,7 +108,7 @@ def control_episodes(
             return
         robot.reset(seed)
         governed.arm()
-        with _undisturbed():
+        with undisturbed():
             ticks = control_loop(
                 governed,
                 inference,
@@ -142,74 +139,6 @@ def control_episodes(
         if fault is not None:
             print(f"the governor stopped the robot: {fault.value}; see the log above")
             return
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Python's own pauses are kept from the control thread.
-
-    No garbage collection, which takes many milliseconds in whichever thread it happens; and other
-    threads give way within a tenth of a millisecond, where Python lets them run on for five.
-    """
-    interval = sys.getswitchinterval()
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
-        gc.enable()
-        gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _before_others(priority: int | None) -> Iterator[None]:
-    """The calling thread runs before all ordinary ones (SCHED_FIFO); says where that is refused."""
-    if priority is None:
-        yield
-        return
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
-    except (AttributeError, OSError) as error:
-        print(f"realtime={priority} is refused ({error}): control runs as other programs do")
-        yield
-        return
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
-@contextlib.contextmanager
-def _logged_elsewhere() -> Iterator[None]:
-    """What the control thread logs is written by another thread: a terminal may block."""
-    logger, lines = logging.getLogger(refusals.__name__), queue.SimpleQueue()
-    handler = logging.handlers.QueueHandler(lines)
-    listener = logging.handlers.QueueListener(lines, logging.StreamHandler())
-    logger.addHandler(handler)
-    propagated, logger.propagate = logger.propagate, False
-    listener.start()
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagated
-        listener.stop()
-
-
-@contextlib.contextmanager
-def emergency_stop_on_signal(governed: Governed) -> Iterator[None]:
-    """`kill -USR1` stops the robot; from the main thread only, as Python demands."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGUSR1, lambda *_: governed.emergency_stop())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
 
 
 @contextlib.contextmanager
@@ -276,10 +205,10 @@ def run(cfg: DictConfig) -> dict | int:
             try:
                 with (
                     Inference(planner, clock=clock) as inference,
-                    _logged_elsewhere(),
+                    logged_elsewhere(),
                     Interruption() as interruption,
                     Telemetry(planner, governed, log),
-                    _before_others(cfg.realtime),
+                    before_others(cfg.realtime),
                 ):
                     control_episodes(
                         robot,

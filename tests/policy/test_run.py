@@ -14,8 +14,9 @@ import pytest
 
 from envs.robots.sim import SimRobot
 from policy.control.latency import TimingLog
+from policy.control_thread import before_others, logged_elsewhere
 from policy.entry import compose_config
-from policy.run import FAULT_STATUS, _before_others, _logged_elsewhere, run
+from policy.run import FAULT_STATUS, run
 from policy.run_report import timing_table
 
 SMALL = ["env=pick_place", "sampler.grid.n_steps=1", "episodes=1", "action_horizon=4"]
@@ -187,7 +188,7 @@ def test_what_is_logged_in_control_is_written_by_another_thread():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, "StreamHandler", Spy)
-        with _logged_elsewhere():
+        with logged_elsewhere():
             logging.getLogger("policy.control.refusals").warning("starved")
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
@@ -196,7 +197,7 @@ def test_what_is_logged_in_control_is_written_by_another_thread():
 def test_a_priority_is_given_back_and_its_refusal_is_told(capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(os, "sched_setscheduler", lambda *given: asked.append(given[1]))
-    with _before_others(50):
+    with before_others(50):
         assert asked == [os.SCHED_FIFO]
     assert asked == [os.SCHED_FIFO, os.SCHED_OTHER]
 
@@ -204,5 +205,5 @@ def test_a_priority_is_given_back_and_its_refusal_is_told(capsys, monkeypatch):
         raise PermissionError("Operation not permitted")
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
-    with _before_others(50):
+    with before_others(50):
         assert "realtime=50 is refused (Operation not permitted)" in capsys.readouterr().out
