@@ -1,0 +1,1 @@
+"""Foreign formats that a store is written in, one a file."""

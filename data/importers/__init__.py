@@ -1,0 +1,1 @@
+"""Foreign formats of demonstrations, one a file; see `data.importers.importer` for what each is."""
