@@ -10,11 +10,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from policy.control import refusals
 from policy.control.governed import Governed
 
 SWITCH_INTERVAL = 1e-4  # After which a thread lets another one run [s].
+LOWEST = 1  # Priority among real-time threads.
+TASKS = Path("/proc/self/task")
 
 
 @contextlib.contextmanager
@@ -39,20 +42,40 @@ def undisturbed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def before_others(priority: int | None) -> Iterator[None]:
-    """The calling thread runs before all ordinary ones (SCHED_FIFO); says where that is refused."""
+    """The calling thread runs before all ordinary ones (SCHED_FIFO); says where that is refused.
+
+    The other threads of this program run before ordinary ones too, and after control: one that
+    another program keeps from running may hold Python's lock, and control would wait for it.
+    """
     if priority is None:
         yield
         return
+    own, raised = threading.get_native_id(), []
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        for thread in [own, *(thread for thread in _threads() if thread != own)]:
+            _schedule(thread, priority if thread == own else LOWEST)
+            raised.append(thread)
     except (AttributeError, OSError) as error:
         print(f"realtime={priority} is refused ({error}): control runs as other programs do")
-        yield
-        return
     try:
         yield
     finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        for thread in raised:
+            with contextlib.suppress(ProcessLookupError):  # It has ended meanwhile.
+                _schedule(thread, None)
+
+
+def _threads() -> list[int]:
+    """Native numbers of all threads of this program; none where they are not known."""
+    return [int(entry.name) for entry in TASKS.iterdir()] if TASKS.is_dir() else []
+
+
+def _schedule(thread: int, priority: int | None) -> None:
+    """Let a thread run among the real-time ones, or as ordinary ones do."""
+    if priority is None:
+        os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+    else:
+        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(priority))
 
 
 @contextlib.contextmanager

@@ -39,12 +39,14 @@ def timing_table(log: TimingLog) -> str:
         ("wake-up", report.wake),
         ("work to command", report.work),
         ("command delay", report.delay),
+        ("  of it our own", report.own_delay),
         ("age at command", report.age),
     ):
         lines.append(f"{name:<18}{_milliseconds(summary)}")
     late = ", ".join(f"{n} x {ticks}" for ticks, n in report.delays.items()) or "none"
     lines += [
-        f"commands {report.n_commands}  missed deadlines {report.n_missed}  "
+        f"commands {report.n_commands}  missed deadlines {report.n_missed} "
+        f"({report.n_missed_stalled} by the system)  "
         f"stalls of the system {report.n_stalls}  held {report.n_held}",
         f"chunks late by [ticks]: {late}  later than reckoned {report.n_late}  "
         f"failed requests {report.n_failed}  refused chunks {report.n_unsafe}",

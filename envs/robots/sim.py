@@ -24,6 +24,8 @@ ContractT = TypeVar("ContractT")
 # Part of a control period by which a call may be early and still finds the period over: a loop
 # wakes up around its deadlines, not on them.
 EARLY = 0.02
+# Part of a limit by which an action may exceed it uncounted: float32 rounds 0.2 up.
+FLOAT32 = 1e-6
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ class SimRobot(Generic[ContractT]):
         """
         action = checked_action(action, tick, shape=self._shape)
         now = self._advance()
-        within = np.clip(action, *self.limits)
-        self.clipped += not np.allclose(within, action)  # float32 rounds 0.2 up
+        within, is_clipped = clipped(action, self.limits)
+        self.clipped += is_clipped
         self._is_stopped = False
         self._commands.append((now + self._command_latency, within))
 
@@ -214,6 +216,12 @@ def checked_action(action: np.ndarray, tick: int, *, shape: tuple[int, ...]) -> 
     if action.shape != shape or not np.isfinite(action).all():
         raise ValueError(f"action {action} for tick {tick}: expected {shape} finite numbers")
     return action
+
+
+def clipped(action: np.ndarray, limits: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, bool]:
+    """The action [Da] within its limits, and whether that changed it beyond float32's rounding."""
+    within = np.minimum(np.maximum(action, limits[0]), limits[1])
+    return within, bool((np.abs(within - action) > FLOAT32 * np.abs(within)).any())
 
 
 def action_limits(field: Mapping) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,14 @@ import numpy as np
 
 from envs.robots.errors import RobotLostError
 from envs.robots.shared_slot import SlotReader, SlotWriter
-from envs.robots.sim import Reading, action_limits, check_times, checked_action, pose_of
+from envs.robots.sim import (
+    Reading,
+    action_limits,
+    check_times,
+    checked_action,
+    clipped,
+    pose_of,
+)
 from envs.robots.sim_process_side import (
     CELLS,
     Faults,
@@ -251,8 +258,8 @@ class SimProcess(Generic[ContractT]):
         """
         action = checked_action(action, tick, shape=self._shape)
         self._check_alive()
-        within = np.clip(action, *self.limits)
-        self.clipped += not np.allclose(within, action)  # float32 rounds 0.2 up
+        within, is_clipped = clipped(action, self.limits)
+        self.clipped += is_clipped
         self._has_commanded = True
         self._send(Kind.COMMAND, action=within)
 

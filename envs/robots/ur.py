@@ -24,7 +24,7 @@ import numpy as np
 
 from envs.robots.device_clock import DeviceClock
 from envs.robots.errors import EmergencyStopError, ProtectiveStopError, RobotError, RobotLostError
-from envs.robots.sim import Reading, checked_action
+from envs.robots.sim import Reading, checked_action, clipped
 from envs.robots.ur_contract import (
     N_JOINTS,
     check_contract,
@@ -207,8 +207,8 @@ class UR(Generic[ContractT]):
                 arm did not take it.
         """
         action = checked_action(action, tick, shape=(N_JOINTS,))
-        within = np.clip(action, *self.limits)
-        self.clipped += not np.allclose(within, action)
+        within, is_clipped = clipped(action, self.limits)
+        self.clipped += is_clipped
         with self._lock:
             self._check_safe()
             self._check_running()

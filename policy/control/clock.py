@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from policy.control.stall import NoStalls, Stalls, SystemStalls
+
 # A wait shorter than this is not worth waking up for [s]: an operating system takes as long.
 SHORTEST_WAIT = 5e-5
 # Whoever hangs is left behind after so long [s]; the program's end does not wait for it either.
@@ -59,6 +61,10 @@ class Clock(Protocol):
 
     def start(self, run: Callable[[], None], *, name: str) -> Worker:
         """Start a thread that runs on this clock."""
+        ...
+
+    def stalls(self) -> Stalls:
+        """Watches what the operating system keeps from the calling thread."""
         ...
 
 
@@ -119,6 +125,10 @@ class WallClock:
     def start(self, run: Callable[[], None], *, name: str) -> Worker:
         """Start a thread; it does not keep the program from ending."""
         return _WallWorker(run, name)
+
+    def stalls(self) -> Stalls:
+        """Watches what the operating system keeps from the calling thread."""
+        return SystemStalls()
 
 
 class StuckError(RuntimeError):
@@ -199,6 +209,10 @@ class VirtualClock:
         """Let time pass until `deadline` [s]; return at once if it has passed."""
         if deadline > self._now:
             self.suspend(deadline, is_patient=False)
+
+    def stalls(self) -> Stalls:
+        """No time passes while a thread runs, so that nothing can be kept from it."""
+        return NoStalls()
 
     def advance(self, duration: float) -> None:
         """Let time pass, as when a policy thinks for `duration` [s].

@@ -1,5 +1,6 @@
 """What a control loop did in time: periods, latencies, ages, delays, seams, missed deadlines."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -7,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from policy.control.course import Course
 from policy.control.samples import Samples, Summary
 
-# A thread that wakes up so much later than it asked for was kept by the operating system [s].
+# A tick in which the operating system keeps control from running for longer is a stall [s].
 STALL = 0.002
+ROUNDING = 1e-6  # Part of a tick by which sums of times are off.
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class TimingReport:
         control_dt: wanted period [s].
         n_commands: ticks a command was sent in time for, holding included.
         n_missed: control ticks that ended without a command sent for them.
-        n_stalls: wake-ups more than 2 ms late, which are the operating system's.
+        n_missed_stalled: those that would not have been, had the operating system kept nothing.
+        n_stalls: commands from which the operating system kept more than 2 ms (`control.stall`).
         n_held: ticks that the plan did not reach, so that the robot came to a hold.
         n_unsafe: chunks refused because a number was not finite or the shape was wrong.
         n_failed: requests that brought no plan.
@@ -30,6 +33,7 @@ class TimingReport:
         wake: from the begin of a tick until the loop ran [s].
         work: from there to the command [s].
         delay: from the begin of a tick to its command [s].
+        own_delay: the same less what the operating system kept from control [s].
         age: of the observation that an action was planned from, when it was sent [s].
         seam_jump: between actions where a new chunk begins, root mean square over the elements, as
             a share of their range.
@@ -39,6 +43,7 @@ class TimingReport:
     control_dt: float
     n_commands: int
     n_missed: int
+    n_missed_stalled: int
     n_stalls: int
     n_held: int
     n_unsafe: int
@@ -50,6 +55,7 @@ class TimingReport:
     wake: Summary | None
     work: Summary | None
     delay: Summary | None
+    own_delay: Summary | None
     age: Summary | None
     seam_jump: Summary | None
     inner_jump: Summary | None
@@ -77,12 +83,14 @@ class TimingLog:
     wakes: Samples = field(default_factory=Samples)
     works: Samples = field(default_factory=Samples)
     delays: Samples = field(default_factory=Samples)
+    own_delays: Samples = field(default_factory=Samples)
     ages: Samples = field(default_factory=Samples)
     seam_jumps: Samples = field(default_factory=Samples)
     inner_jumps: Samples = field(default_factory=Samples)
     delays_in_ticks: Counter[int] = field(default_factory=Counter)
     course: Course = field(default_factory=Course)
     n_missed: int = 0
+    n_missed_stalled: int = 0
     n_stalls: int = 0
     n_held: int = 0
     n_unsafe: int = 0
@@ -103,15 +111,35 @@ class TimingLog:
         self.delays_in_ticks[n_ticks] += 1
         self.n_late += n_ticks > reckoned
 
-    def add_command(self, *, time: float, due: float, woken: float) -> None:
-        """A command was sent at `time` [s] for the tick of `due` [s], which woke up at `woken`."""
+    def add_missed(self, n_ticks: int, *, passed: float, kept: float) -> None:
+        """Ticks ended without a command.
+
+        Args:
+            n_ticks: how many.
+            passed: time since the begin of the first of them [s].
+            kept: part of that which the operating system kept from control [s].
+        """
+        self.n_missed += n_ticks
+        n_own = math.floor((passed - kept) / self.control_dt + ROUNDING)
+        self.n_missed_stalled += max(n_ticks - max(n_own, 0), 0)
+
+    def add_command(self, *, time: float, due: float, woken: float, kept: float) -> None:
+        """A command was sent.
+
+        Args:
+            time: when [s].
+            due: begin of its tick [s].
+            woken: when the loop woke up for it [s].
+            kept: part of `time - due` which the operating system kept from control [s].
+        """
         if self._last_command is not None:
             self.periods.add(time - self._last_command)
         self._last_command = time
         self.wakes.add(woken - due)
         self.works.add(time - woken)
         self.delays.add(time - due)
-        self.n_stalls += woken - due > STALL
+        self.own_delays.add(time - due - kept)
+        self.n_stalls += kept > STALL
 
     def add_jump(self, size: float, *, is_seam: bool) -> None:
         """Two actions one tick apart differ by `size`."""
@@ -123,6 +151,7 @@ class TimingLog:
             control_dt=self.control_dt,
             n_commands=self.delays.n,
             n_missed=self.n_missed,
+            n_missed_stalled=self.n_missed_stalled,
             n_stalls=self.n_stalls,
             n_held=self.n_held,
             n_unsafe=self.n_unsafe,
@@ -134,6 +163,7 @@ class TimingLog:
             wake=self.wakes.summary(),
             work=self.works.summary(),
             delay=self.delays.summary(),
+            own_delay=self.own_delays.summary(),
             age=self.ages.summary(),
             seam_jump=self.seam_jumps.summary(),
             inner_jump=self.inner_jumps.summary(),

@@ -21,6 +21,7 @@ error or Ctrl-C -> the robot is brought to rest and stopped.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from policy.control.inference import Inference, Reply
 from policy.control.latency import TimingLog
 from policy.control.manner import Manner
 from policy.control.plan import Plan, Step, UnsafeActionError
+from policy.control.stall import NoStalls, Stalls
 from policy.control.ticks import Ticks
 from policy.types import PlannerError, Request
 
@@ -104,6 +106,15 @@ def control_loop(
             robot.stop()
 
 
+class _Wake(NamedTuple):
+    """When a tick was due and begun, and what was kept from control until it was looked at [s]."""
+
+    due: float
+    woken: float
+    looked: float
+    kept: float
+
+
 class _Loop:
     """What the control thread knows of an episode."""
 
@@ -134,6 +145,7 @@ class _Loop:
         self._sent: tuple[int, np.ndarray] | None = None
         self._n_late = self._n_useless = 0  # chunks in a row: later than reckoned, than their end
         self._ticks = Ticks(clock, control_dt=robot.contract.control_dt)
+        self._stalls: Stalls = NoStalls()
 
     def wait_for_first_plan(self, is_over: Callable[[], bool]) -> bool:
         """Ask for the chunk of tick 0 and merge it; the robot stands still meanwhile.
@@ -163,14 +175,18 @@ class _Loop:
     def run(self, n_ticks: int, is_over: Callable[[], bool]) -> int:
         """Control until the end of the episode; returns the ticks that passed."""
         ticks = self._ticks = Ticks(self._clock, control_dt=self._ticks.dt)
+        stalls = self._stalls = self._clock.stalls()
         next_tick = 0
         while True:
-            self._clock.sleep_until(ticks.due(next_tick))
+            due, idle = ticks.due(next_tick), self._clock.now()
+            self._clock.sleep_until(due)
             woken = self._clock.now()
+            kept = stalls.asleep(woken - max(due, idle))
             tick = ticks.present(next_tick)  # Later if something kept us from waking up.
             observation = self._robot.read()
             if tick >= n_ticks or is_over():
-                self._log.n_missed += min(tick, n_ticks) - next_tick
+                n_missed = min(tick, n_ticks) - next_tick
+                self._log.add_missed(n_missed, passed=woken - due, kept=kept)
                 return min(tick, n_ticks)
             self._history.add(tick, observation.fields)
             self._fetch(tick, deadline=ticks.due(tick))
@@ -178,11 +194,13 @@ class _Loop:
                 self._ask(tick, self._history, observation)
                 self._fetch(tick, deadline=ticks.due(tick + self._manner.patience))
             tick = ticks.present(tick)  # Later if we waited for longer than we meant to.
-            self._log.n_missed += min(tick, n_ticks) - next_tick
+            now = self._clock.now()
+            kept += stalls.awake(now - woken)
+            self._log.add_missed(min(tick, n_ticks) - next_tick, passed=now - due, kept=kept)
             self._check_overrun(tick - next_tick)
             is_stopped = self._robot.fault is not None  # Before the governor acts on it.
             if tick < n_ticks:
-                self._command(tick, observation, due=ticks.due(tick), woken=woken)
+                self._command(tick, observation, _Wake(ticks.due(tick), woken, now, kept))
             if is_stopped and self._robot.governor.is_at_rest:
                 return tick + 1
             next_tick = min(tick + 1, n_ticks)
@@ -268,7 +286,7 @@ class _Loop:
                 f"{len(chunk.actions)} actions: use fewer denoiser calls or a faster network"
             )
 
-    def _command(self, tick: int, observation: Observation, *, due: float, woken: float) -> None:
+    def _command(self, tick: int, observation: Observation, wake: _Wake) -> None:
         step = self._planned(tick)
         self._log.n_held += step is None
         wanted = None if step is None else step.action
@@ -278,7 +296,8 @@ class _Loop:
         if sent is None:  # It stands still by itself: nothing was ever commanded.
             self._log.n_missed += 1
             return
-        self._log.add_command(time=now, due=due, woken=woken)
+        kept = wake.kept + self._stalls.awake(now - wake.looked)
+        self._log.add_command(time=now, due=wake.due, woken=wake.woken, kept=kept)
         if step is not None:
             self._log.ages.add(now - step.observed)
         is_seam = step is not None and step.is_seam

@@ -25,18 +25,19 @@ SMALL = ["env=pick_place", "sampler.grid.n_steps=1", "episodes=1", "action_horiz
 def test_table_shows_milliseconds_and_counts():
     log = TimingLog(0.1)
     log.add_latency(0.0125)
-    log.add_command(time=1.0125, due=1.0, woken=1.0025)
-    log.add_command(time=1.1, due=1.1, woken=1.1)
+    log.add_command(time=1.0125, due=1.0, woken=1.0025, kept=0.0025)
+    log.add_command(time=1.1, due=1.1, woken=1.1, kept=0.0)
     log.add_delay(2, reckoned=1)
-    log.n_missed = 2
+    log.n_missed, log.n_missed_stalled = 2, 1
     lines = timing_table(log).splitlines()[1:]
-    period, latency, wake, work, delay, _age, counts, late = lines
+    period, latency, wake, work, delay, own, _age, counts, late = lines
     assert period.split() == ["period", "(want", "100)", *["87.50"] * 6]
     assert latency.split() == ["policy", "latency", *["12.50"] * 6]
     assert wake.split()[-1] == "2.50"
     assert work.split()[-1] == "10.00"
     assert delay.split()[:3] == ["command", "delay", "6.25"]
-    assert "commands 2  missed deadlines 2  stalls of the system 1  held 0" in counts
+    assert own.split()[-1] == "10.00"
+    assert "commands 2  missed deadlines 2 (1 by the system)  stalls of the system 1" in counts
     assert "1 x 2  later than reckoned 1" in late
 
 
@@ -195,11 +196,23 @@ def test_what_is_logged_in_control_is_written_by_another_thread():
 
 
 def test_a_priority_is_given_back_and_its_refusal_is_told(capsys, monkeypatch):
-    asked = []
-    monkeypatch.setattr(os, "sched_setscheduler", lambda *given: asked.append(given[1]))
+    priorities, end = {}, threading.Event()
+    monkeypatch.setattr(
+        os,
+        "sched_setscheduler",
+        lambda thread, _, param: priorities.update({thread: param.sched_priority}),
+    )
+    other = threading.Thread(target=end.wait)
+    other.start()
     with before_others(50):
-        assert asked == [os.SCHED_FIFO]
-    assert asked == [os.SCHED_FIFO, os.SCHED_OTHER]
+        # Others of ours come after control, and before other programs: they may hold its lock.
+        assert priorities.pop(threading.get_native_id()) == 50
+        assert priorities.get(other.native_id) == 1
+        assert set(priorities.values()) == {1}
+    assert set(priorities.values()) == {0}
+    assert priorities[threading.get_native_id()] == 0
+    end.set()
+    other.join()
 
     def refuse(*_):
         raise PermissionError("Operation not permitted")

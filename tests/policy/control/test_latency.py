@@ -31,10 +31,13 @@ def test_report_is_json_and_counts_what_was_logged():
         log.start_episode()
         log.add_latency(0.25)
         log.add_command(
-            time=10.0 * episode + 1.0, due=10.0 * episode + 0.75, woken=10 * episode + 0.875
+            time=10.0 * episode + 1.0,
+            due=10.0 * episode + 0.75,
+            woken=10 * episode + 0.875,
+            kept=0.0625,
         )
         log.add_command(
-            time=10.0 * episode + 2.0, due=10.0 * episode + 2.0, woken=10 * episode + 2.0
+            time=10.0 * episode + 2.0, due=10.0 * episode + 2.0, woken=10 * episode + 2.0, kept=0.0
         )
     log.n_missed, log.n_held = 3, 1
     report = json.loads(json.dumps(log.report().to_json()))
@@ -45,7 +48,24 @@ def test_report_is_json_and_counts_what_was_logged():
     assert report["latency"]["max"] == 0.25
     assert report["delay"]["mean"] == 0.125
     assert (report["wake"]["max"], report["work"]["max"]) == (0.125, 0.125)
-    assert report["n_stalls"] == 2  # Of 0.125 s each.
+    assert report["n_stalls"] == 2  # Of 0.0625 s each.
+    assert report["own_delay"]["max"] == 0.25 - 0.0625
+
+
+@pytest.mark.parametrize(
+    ("passed", "kept", "stalled"),
+    [
+        (1.25, 0.0, 0),  # Two ticks of half a second are over, by our own doing.
+        (1.25, 0.5, 1),  # Without what was kept, 0.75 s: one would be.
+        (1.25, 1.0, 2),
+        (1.25, 1.25, 2),
+        (1.0, 0.0, 0),
+    ],
+)
+def test_a_missed_tick_is_the_system_s_if_it_had_not_been_without_the_stall(passed, kept, stalled):
+    log = TimingLog(0.5)
+    log.add_missed(2, passed=passed, kept=kept)
+    assert (log.n_missed, log.n_missed_stalled) == (2, stalled)
 
 
 def test_delays_are_counted_in_ticks_and_late_is_what_was_not_reckoned_with():
