@@ -13,6 +13,7 @@ anything is used.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,6 +86,17 @@ class LoadedCheckpoint:
 def fingerprint_of(content: bytes) -> dict[str, int | str]:
     """Size and SHA-256 of a file's content."""
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def added_to(folder: Path, files: Mapping[str, object]) -> dict[str, dict[str, int | str]]:
+    """Fingerprints of what was added to a checkpoint after training (`cadence fit`, `foresee`).
+
+    Args:
+        folder: of the checkpoint.
+        files: those that the checkpoint names itself.
+    """
+    found = sorted(file for file in folder.glob("*.safetensors") if file.name not in files)
+    return {file.name: fingerprint_of(file.read_bytes()) for file in found}
 
 
 def resolve(path: Path | str) -> Path:

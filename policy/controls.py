@@ -135,6 +135,7 @@ class AsyncLoop:
             action_horizon=cfg.action_horizon,
             device=pick_device(cfg.device),
             goal_weight=cfg.goal_weight,
+            foresight=cfg.seam.foresight,
         )
         self.agent = self._planner.agent
         self.log = TimingLog(self.agent.contract.control_dt)

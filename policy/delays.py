@@ -23,7 +23,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from policy.checkpoint import load
+from policy.checkpoint import added_to, load
 from policy.control.manner import number
 from policy.controls import AsyncLoop
 from policy.delays_figure import draw, table
@@ -138,7 +138,8 @@ def run(cfg: DictConfig) -> dict:
     rows = read_rows(cfg)
     loaded = load(cfg.checkpoint)
     kept = ("env", "task", "governor", "episodes", "seed", "faults", "goal_weight")
-    settings = {"checkpoint": str(loaded.path), "files": loaded.files}
+    files = {**loaded.files, **added_to(loaded.path, loaded.files)}
+    settings = {"checkpoint": str(loaded.path), "files": files}
     settings = json.loads(json.dumps(settings | {key: plain(cfg)[key] for key in kept}))
     measured = earlier(Path(str(cfg.out)), settings) if cfg.out is not None else []
     out = out_dir(cfg, "delays")

@@ -35,7 +35,7 @@ from envs.vector import MakeEnv, make_vec
 from policy.agent import Agent, NotFiniteError
 from policy.bench import percentiles_ms
 from policy.build import chunk_space, from_checkpoint
-from policy.checkpoint import fingerprint_of, load
+from policy.checkpoint import added_to, load
 from policy.durable import write_json, write_text
 from policy.entry import compose_part, entry, out_dir, pick_device, plain, use_threads
 from policy.evaluate import check_env, summarise
@@ -44,7 +44,6 @@ from policy.frontier_figure import draw, table
 from policy.frontier_rows import ROW, check_finite, name_of, read_rows
 from policy.play import Episode, Executor, play
 from policy.reaction import can_displace, measure_reaction
-from policy.sampler_fit import FILE
 from policy.tasks import maker
 
 RESULTS = "frontier.json"
@@ -70,11 +69,10 @@ class Rig:
         cfg = self._cfg
         space = chunk_space(self._loaded)
         fitted = {str(n): grid.tolist() for n, grid in space.grids.items()}
-        fit = self._loaded.path / FILE  # Not of the training, so the checkpoint does not name it.
-        files = {FILE: fingerprint_of(fit.read_bytes())} if fit.is_file() else {}
+        files = self._loaded.files
         return {
             "checkpoint": str(self._loaded.path),
-            "files": {**self._loaded.files, **files},
+            "files": {**files, **added_to(self._loaded.path, files)},
             "fitted": fitted,
             "env": plain(cfg.env),
             **{key: plain(cfg)[key] for key in ("episodes", "seed", "rows", "repeats", "threads")},

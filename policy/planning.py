@@ -6,7 +6,7 @@ between them; all are there before the first request. Urgent requests may have a
 own, with fewer calls.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -18,6 +18,7 @@ from data.types import Contract, Horizons
 from policy.agent import Agent
 from policy.build import chunk_space, from_checkpoint
 from policy.checkpoint import load
+from policy.foresight import Foresight, load_foresight
 from policy.streams import Streams
 from policy.types import ActionChunk, Request, Sampler
 
@@ -30,21 +31,31 @@ class AgentPlanner:
             request with more of them is planned as with the most that there is.
         urgent: the same for urgent requests, of the same policy and with the same kind of carry;
             None: these are planned like others.
+        foresight: moves an observation on to where the decided actions lead, and the chunk is
+            planned from there; None: it is planned from what was seen.
 
     Attributes:
         contract: of the policy, with its horizons and the digest of its statistics.
         horizons: of the policy, with the executed actions.
     """
 
-    def __init__(self, agents: Sequence[Agent], urgent: Sequence[Agent] | None = None):
+    def __init__(
+        self,
+        agents: Sequence[Agent],
+        urgent: Sequence[Agent] | None = None,
+        *,
+        foresight: Foresight | None = None,
+    ):
         if not agents or urgent == []:
             raise ValueError("agents is empty: give at least the agent without decided actions")
         self._agents, self._urgent = list(agents), list(urgent or agents)
+        self._foresight = foresight
         self.horizons: Horizons = agents[0].horizons
         self.contract: Contract = replace(agents[0].contract, horizons=self.horizons)
         self._streams: Streams | None = None
         self._epoch: int | None = None
-        self._tick = 0
+        self._asked = 0  # Tick of the last request, and ...
+        self._now = 0  # ... the one that its chunk was planned from.
 
     @classmethod
     def load(
@@ -56,6 +67,7 @@ class AgentPlanner:
         make_urgent: Callable[..., Sampler] | None = None,
         device: torch.device | str = "cpu",
         goal_weight: float = 1.0,
+        foresight: bool = False,
     ) -> Self:
         """The planner of a checkpoint.
 
@@ -66,10 +78,13 @@ class AgentPlanner:
             make_urgent: makes the sampler of urgent requests; its carry is of the same kind.
             device: where the network runs.
             goal_weight: of the goal, where the policy has one.
+            foresight: whether chunks are planned from where decided actions lead.
 
         Raises:
-            CheckpointError: there is no checkpoint, or it is damaged or newer than this program.
-            ValueError: there are not so many actions in a chunk, or the sampler does not fit.
+            CheckpointError: there is no checkpoint, or it is damaged or newer than this program; or
+                it has no foresight (`cadence foresee`).
+            ValueError: there are not so many actions in a chunk, the sampler does not fit, or the
+                policy's observations cannot be foreseen.
         """
         loaded = load(path)
         policy = from_checkpoint(loaded)
@@ -92,7 +107,13 @@ class AgentPlanner:
                     break
             return made
 
-        return cls(agents(make_sampler), agents(make_urgent) if make_urgent else None)
+        return cls(
+            agents(make_sampler),
+            agents(make_urgent) if make_urgent else None,
+            foresight=load_foresight(loaded.path, policy.contract, policy.normalizer, device=device)
+            if foresight
+            else None,
+        )
 
     @property
     def agent(self) -> Agent:
@@ -131,23 +152,37 @@ class AgentPlanner:
             NotFiniteError: the denoiser predicted something that is not a number.
             ValueError: the request is older than the last one of its epoch.
         """
+        history, decided = self._foreseen(request)
+        now = request.tick + len(decided)
         agents = self._urgent if request.is_urgent else self._agents
-        agent = agents[min(request.delay, self.max_delay)]
+        agent = agents[0 if len(decided) else min(request.delay, self.max_delay)]
         if self._streams is None or request.epoch != self._epoch:
             self._streams, self._epoch = agent.start([request.seed]), request.epoch
-        else:
-            self._move_on(agent, self._streams, request.tick - self._tick)
-        self._tick = request.tick
-        batch = {name: np.asarray(values)[None] for name, values in request.history.items()}
-        actions = agent.chunk(self._streams, batch)[0]
-        return ActionChunk(actions, request.tick, self.contract)
-
-    def _move_on(self, agent: Agent, streams: Streams, passed: int) -> None:
-        if passed < 0:
+        elif request.tick < self._asked:
             raise ValueError(
-                f"a request for tick {self._tick + passed} came after one for tick {self._tick}: "
+                f"a request for tick {request.tick} came after one for tick {self._asked}: "
                 f"ask in order, or begin a new epoch"
             )
+        else:
+            # Where less is decided than last time, the stream may be ahead; it waits.
+            self._move_on(agent, self._streams, max(now - self._now, 0))
+        self._asked, self._now = request.tick, now
+        batch = {name: np.asarray(values)[None] for name, values in history.items()}
+        actions = agent.chunk(self._streams, batch)[0]
+        actions = np.concatenate([decided, actions])[: len(actions)]
+        return ActionChunk(actions, request.tick, self.contract)
+
+    def _foreseen(self, request: Request) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
+        """What to plan from, and the actions [n, Da] that lead there from what was seen."""
+        dtype, size = self.contract.action.dtype, self.contract.action.size
+        if self._foresight is None or request.decided is None:
+            return request.history, np.empty((0, size), dtype)
+        # What comes after the end of a chunk's executed part is not decided, and not foreseen.
+        longest = self.horizons.future - self.horizons.action
+        decided = request.decided[: 1 + longest]
+        return self._foresight(request.history, decided), decided[1:].astype(dtype)
+
+    def _move_on(self, agent: Agent, streams: Streams, passed: int) -> None:
         if passed < self.horizons.future:
             agent.shift(streams, passed)
         else:  # Nothing of the last plan is left.

@@ -117,6 +117,7 @@ def run(cfg: DictConfig) -> None:
         action_horizon=cfg.action_horizon,
         device=device,
         goal_weight=cfg.goal_weight,
+        foresight=cfg.foresight,
     )
     print(f"device: {device}, {planner.agent.calls}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -188,6 +188,9 @@ class Request:
             chunk says of them is executed, whatever the new one says.
         is_urgent: whether chunks were late time and again, so that a coarser one that comes sooner
             is better.
+        decided: [1 + delay, Da] what was commanded last, and the actions that are decided for
+            `tick` and the ticks after it; None where nothing was commanded yet, or where the plan
+            ends before.
     """
 
     history: Mapping[str, np.ndarray]
@@ -196,6 +199,7 @@ class Request:
     seed: int = 0
     delay: int = 0
     is_urgent: bool = False
+    decided: np.ndarray | None = None
 
 
 class PlannerError(RuntimeError):

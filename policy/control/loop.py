@@ -226,6 +226,7 @@ class _Loop:
 
     def _ask(self, tick: int, history: History, observation: Observation) -> None:
         longest = self._horizons.future - self._horizons.action
+        delay = min(self._delay.ticks, longest)
         self._next_request = tick + self._horizons.action
         self._observed = observation.capture_time
         self._inference.ask(
@@ -234,10 +235,19 @@ class _Loop:
                 tick=tick,
                 epoch=self._epoch,
                 seed=self._seed,
-                delay=min(self._delay.ticks, longest),
+                delay=delay,
                 is_urgent=self._is_urgent,
+                decided=self._decided(tick, delay),
             )
         )
+
+    def _decided(self, tick: int, delay: int) -> np.ndarray | None:
+        """[1 + delay, Da] the last command, and what is executed while a chunk is made."""
+        if self._sent is None or self._sent[0] != tick - 1:
+            return None
+        steps = [self._plan.step(tick + i) for i in range(delay)]
+        planned = [step.action for step in steps if step is not None]
+        return np.stack([self._sent[1], *planned]) if len(planned) == delay else None
 
     def _fetch(self, tick: int, *, deadline: float) -> None:
         """Take the reply to what is pending, if it comes before `deadline` [s]."""

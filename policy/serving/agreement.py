@@ -8,6 +8,7 @@ import numpy as np
 from data.types import Contract, ContractError
 from policy.serving.errors import Code, WireError
 from policy.serving.frame import DTYPES, MAX_FRAME, MAX_HEAD
+from policy.types import Request
 
 
 def check_contracts(planner: Contract, robot: Contract, *, this: str, that: str) -> None:
@@ -69,6 +70,22 @@ def check_history(history: Mapping[str, np.ndarray], contract: Contract) -> None
             )
 
 
+def check_decided(request: Request, contract: Contract) -> None:
+    """Raise WireError unless decided actions, where there are some, are as many as it says.
+
+    Args:
+        request: as it came.
+        contract: of the planner.
+    """
+    decided, shape = request.decided, (1 + request.delay, contract.action.size)
+    if decided is not None and (decided.shape != shape or decided.dtype != np.float64):
+        raise WireError(
+            Code.BAD_OBSERVATION,
+            f"the decided actions are {decided.dtype} {decided.shape}, they must be float64 "
+            f"{shape}: the last command, and one for each of {request.delay} ticks",
+        )
+
+
 def check_actions(actions: np.ndarray, contract: Contract) -> None:
     """Raise ContractError unless a chunk has the contract's size and type, and is finite.
 
@@ -93,4 +110,5 @@ def largest_message(contract: Contract) -> int:
         math.prod(field.shape) * np.dtype(field.dtype).itemsize + 8  # Each array may be padded.
         for field in contract.observation.values()
     )
-    return contract.horizons.obs * steps + MAX_HEAD + 64
+    decided = (1 + contract.horizons.future) * contract.action.size * 8 + 8
+    return contract.horizons.obs * steps + decided + MAX_HEAD + 64

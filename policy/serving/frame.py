@@ -29,7 +29,7 @@ from policy.serving.errors import Code, WireError
 
 HEADER = struct.Struct("<4sBBHII")
 MAGIC = b"CDNC"
-VERSION = 1
+VERSION = 2
 
 MAX_FRAME = 64 * 2**20  # bytes
 MAX_HEAD = 64 * 2**10  # bytes

@@ -13,7 +13,12 @@ from dataclasses import replace
 from typing import NoReturn
 
 from data.types import ContractError
-from policy.serving.agreement import check_contracts, check_history, check_types
+from policy.serving.agreement import (
+    check_contracts,
+    check_decided,
+    check_history,
+    check_types,
+)
 from policy.serving.endpoints import is_same_secret
 from policy.serving.engine import Engine, Job
 from policy.serving.errors import Code, WireError, shortened
@@ -164,6 +169,7 @@ class Service:
             return
         try:
             check_history(ask.request.history, self.contract)
+            check_decided(ask.request, self.contract)
         except WireError as error:
             self._send(session, Failure(error.code, str(error), ask.id))
             return

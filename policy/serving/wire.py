@@ -32,6 +32,7 @@ MAX_TOKEN = 1024
 MAX_DEADLINE = 60.0  # s
 MAX_VALUES = 64
 MAX_LIST = 1024
+DECIDED = "action"  # Name of the decided actions' array; no observation can be called that.
 
 
 class Kind(IntEnum):
@@ -75,7 +76,9 @@ def encode(message: Message) -> bytes:
                 "server": message.server,
             }
         case Ask():
-            kind, arrays = Kind.ASK, message.request.history
+            kind, arrays = Kind.ASK, dict(message.request.history)
+            if message.request.decided is not None:
+                arrays[DECIDED] = message.request.decided
             body = {"id": message.id, "deadline": message.deadline}
             for name in ("tick", "epoch", "seed", "delay", "is_urgent"):
                 body[name] = int(getattr(message.request, name))
@@ -189,12 +192,13 @@ def _welcome(body: _Body, arrays: Mapping[str, np.ndarray]) -> Welcome:
 
 def _ask(body: _Body, arrays: Mapping[str, np.ndarray]) -> Ask:
     request = Request(
-        arrays,
+        {name: array for name, array in arrays.items() if name != DECIDED},
         body.integer("tick"),
         epoch=body.integer("epoch"),
         seed=body.integer("seed", highest=MAX_SEED),
         delay=body.integer("delay"),
         is_urgent=bool(body.integer("is_urgent", highest=1)),
+        decided=arrays.get(DECIDED),
     )
     return Ask(body.integer("id"), request, body.number("deadline", highest=MAX_DEADLINE))
 

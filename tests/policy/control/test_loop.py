@@ -648,3 +648,24 @@ def test_t1_a_blended_seam_jumps_by_its_share_of_the_difference_and_no_more(offs
     # Old plans may be mixtures themselves, so a difference is at most 2 wherever they meet.
     assert log.seam_jumps.newest().max() <= slope + 2 / (n_ticks + 1) + 1e-9
     assert log.n_missed == log.n_held == 0
+
+
+def test_a_request_tells_the_last_command_and_what_is_executed_meanwhile():
+    *_, planner = run(delay=2.0, n_ticks=13, reckoned=2)
+    first, second, third = planner.requests[:3]
+    assert first.decided is None  # Nothing was commanded yet.
+    # Action i of the chunk of tick k is (k, i); chunks are asked for every 4 ticks.
+    assert second.tick == 4
+    assert second.decided.tolist() == [[0, 3], [0, 4], [0, 5]]
+    assert third.tick == 8
+    assert third.decided.tolist() == [[4, 3], [4, 4], [4, 5]]
+
+
+def test_nothing_is_decided_where_the_plan_ends_before():
+    # The chunk asked for at tick 4 is there at 10, and ends at 12: 4 more ticks are not decided.
+    *_, planner = run(delay=6.0, n_ticks=12, reckoned=4)
+    assert [(r.tick, r.delay, r.decided is None) for r in planner.requests] == [
+        (0, 4, True),
+        (4, 4, False),
+        (10, 4, True),
+    ]

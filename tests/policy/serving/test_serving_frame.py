@@ -126,6 +126,15 @@ def test_t6_a_history_of_any_length_crosses_the_wire(length):
     }
 
 
+def test_decided_actions_cross_the_wire_apart_from_what_was_seen():
+    sent, decided = {"a": np.ones((1, 2))}, np.arange(8.0).reshape(4, 2)
+    asked = decode(encode(Ask(4, Request(sent, 9, delay=3, decided=decided), 0.25)))
+    assert isinstance(asked, Ask)
+    assert list(asked.request.history) == ["a"]
+    assert asked.request.decided is not None
+    assert asked.request.decided.tolist() == decided.tolist()
+
+
 def test_x2_types_that_name_memory_are_refused():
     # numpy takes all of these; reading an element of an "O" array follows a pointer of the peer's.
     for dtype in ("O", "object", "V8", "void", "<f4", "f4", "float16", "complex64", "U8", "M8[s]"):
