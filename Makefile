@@ -12,7 +12,7 @@ bench: .venv/.core
 	$(BIN)/cadence bench
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -31,7 +31,7 @@ format: .venv/.dev
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(PIP) -e '.[dev,pusht,metaworld,tensorboard,ur]'
+	$(PIP) -e '.[dev,pusht,metaworld,tensorboard,ur,import,lerobot,remote]'
 	touch $@
 
 clean:

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
 
+from data.location import zarr_store
 from data.types import Contract, ContractError, Field
 
-FORMAT_VERSION = 1
-CHUNK_BYTES = 256 * 1024  # An append rewrites the last chunk, a random read decodes a whole one.
+FORMAT_VERSION = 2
+PLAIN_VERSION = 1  # Without shards and checksums; still read and appended to.
 
 
 class StoreError(ValueError):
@@ -56,42 +56,30 @@ class Source:
         return (len(self.elements),)
 
 
-def write_empty(path: Path, contract: Contract) -> None:
-    """The group and its arrays of length 0."""
-    group = zarr.create_group(LocalStore(path), zarr_format=3)
-    for name, field in contract.fields.items():
-        row_bytes = np.dtype(field.dtype).itemsize * max(1, field.size)
-        n_rows = int(np.clip(CHUNK_BYTES // row_bytes, 1, 4096))
-        # A lost chunk of a float field then reads as NaN, which is noticed, and not as zeros.
-        fill = np.nan if np.dtype(field.dtype).kind == "f" else 0
-        group.create_array(
-            f"data/{name}",
-            shape=(0, *field.shape),
-            chunks=(n_rows, *field.shape),
-            dtype=field.dtype,
-            fill_value=fill,
-        )
-    group.create_array("meta/episode_ends", shape=(0,), chunks=(1024,), dtype="int64", fill_value=0)
-    group.create_array("meta/episode_metadata", shape=(0,), chunks=(256,), dtype=str)
-    group.attrs.put({"format_version": FORMAT_VERSION, "contract": contract.to_json()})
-
-
-def open_group(path: Path, mode: Literal["r", "a"]) -> zarr.Group:
-    """The zarr group in a folder, of either format."""
-    if not path.exists():
+def open_group(path: Path | str, mode: Literal["r", "a"]) -> zarr.Group:
+    """The zarr group in a folder or at a location, of either format."""
+    if isinstance(path, Path) and not path.exists():
         raise StoreError(f"{path} does not exist: give the folder of a zarr group")
     try:
-        store = LocalStore(path, read_only=mode == "r")
+        store = zarr_store(path, read_only=mode == "r")
         return zarr.open_group(store, mode="r" if mode == "r" else "r+", use_consolidated=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except ImportError as error:
+        raise StoreError(f"{path} needs a library that is not there: {error}") from error
+    except Exception as error:  # Whatever zarr and remote file systems make of what they find.
         raise StoreError(
-            f"{path} is not a zarr group: give the folder that holds data/ and meta/"
+            f"{path} is not a zarr group: give the folder that holds data/ and meta/ "
+            f"({type(error).__name__}: {error})"
         ) from error
 
 
-def check_version(path: Path, group: zarr.Group) -> None:
+def version_of(group: zarr.Group) -> Any:
+    """The version of the layout, which ought to be an int."""
+    return group.attrs.get("format_version", PLAIN_VERSION)
+
+
+def check_version(path: Path | str, group: zarr.Group) -> None:
     """Raise StoreError where a newer program wrote the store."""
-    version = group.attrs.get("format_version", FORMAT_VERSION)
+    version = version_of(group)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise StoreError(
             f"{path} has format_version {version!r}, this program reads up to {FORMAT_VERSION}: "
@@ -99,19 +87,19 @@ def check_version(path: Path, group: zarr.Group) -> None:
         )
 
 
-def own_contract(path: Path, group: zarr.Group) -> Contract | None:
+def own_contract(path: Path | str, group: zarr.Group) -> Contract | None:
     """The contract in the attributes, None in a foreign store."""
     check_version(path, group)
     entry: Any = group.attrs.get("contract")
-    if entry is None:
+    if entry is None and "commit" not in group.attrs:
         return None
     try:
-        return Contract.from_json(entry)
+        return Contract.from_json(entry)  # pyright: ignore[reportArgumentType]
     except ContractError as error:
         raise StoreError(f"{path}: the contract in the attributes is broken: {error}") from error
 
 
-def stored_array(path: Path, group: zarr.Group, key: str) -> zarr.Array:
+def stored_array(path: Path | str, group: zarr.Group, key: str) -> zarr.Array:
     """The array `key` of a group, such as `data/action`."""
     try:
         array = group[key]
@@ -122,18 +110,23 @@ def stored_array(path: Path, group: zarr.Group, key: str) -> zarr.Array:
             f"{path} lacks the array {key}; it has {present} there: "
             f"record it, or take the field out of the contract"
         ) from None
+    except Exception as error:  # Whatever zarr makes of a damaged file.
+        raise StoreError(
+            f"{path}: the zarr.json of {key} is damaged ({type(error).__name__}: {error}): "
+            f"restore it from a copy"
+        ) from error
     if not isinstance(array, zarr.Array):
         raise StoreError(f"{path}: {key} is a group, it must be an array")
     return array
 
 
-def committed_ends(path: Path, array: zarr.Array, *, is_own: bool) -> np.ndarray:
+def committed_ends(path: Path | str, array: zarr.Array, *, is_own: bool) -> np.ndarray:
     """[n_episodes] int64 ends of the whole episodes, read-only."""
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise StoreError(
             f"{path}: meta/episode_ends is {array.dtype} {array.shape}, it must be int64 [n]"
         )
-    ends = np.asarray(array[:]).astype(np.int64)
+    ends = stored_numbers(path, array, array.shape[0]).astype(np.int64)
     if is_own and len(ends) and ends[-1] == 0:  # Grown, but not committed.
         ends = ends[:-1]
     if np.any(np.diff(ends, prepend=0) <= 0):
@@ -143,6 +136,26 @@ def committed_ends(path: Path, array: zarr.Array, *, is_own: bool) -> np.ndarray
             f"{ends[index - 1] if index else 0}: the ends must grow, restore them from a copy"
         )
     return frozen(ends)
+
+
+def stored_numbers(path: Path | str, array: zarr.Array, n: int) -> np.ndarray:
+    """The first `n` elements of an array of one dimension.
+
+    Raises:
+        StoreError: it has fewer, or they are damaged.
+    """
+    if array.ndim != 1 or array.shape[0] < n:
+        raise StoreError(
+            f"{path}: {array.name} has shape {array.shape}, {n} elements are needed: "
+            f"restore it from a copy"
+        )
+    try:
+        return np.asarray(array[:n])
+    except Exception as error:  # Whatever decoders make of damaged files.
+        raise StoreError(
+            f"{path}: {array.name} is damaged ({type(error).__name__}: {error}): "
+            f"restore it from a copy"
+        ) from error
 
 
 def check_array(
@@ -235,13 +248,23 @@ def metadata_entry(metadata: Mapping[str, object]) -> str:
 
 
 def write_rows(array: zarr.Array, start: int, values: np.ndarray) -> None:
-    """Write rows from `start` on and let the array end after them."""
+    """Write rows from `start` on and let the array end after them.
+
+    Raises:
+        OSError: a file cannot be written.
+        StoreError: what is there already is damaged.
+    """
     end, chunk = start + len(values), array.chunks[0]
     array.resize((end, *array.shape[1:]))
     # One chunk a time: of several at once, some would still be written after another has failed.
     edges = [start, *range((start // chunk + 1) * chunk, end, chunk), end]
-    for first, stop in itertools.pairwise(edges):
-        array[first:stop] = values[first - start : stop - start]
+    try:
+        for first, stop in itertools.pairwise(edges):
+            array[first:stop] = values[first - start : stop - start]
+    except (ValueError, RuntimeError) as error:  # Of decoding the chunk that is added to.
+        raise StoreError(
+            f"{array.store_path} is damaged at its end ({error}): restore it from a copy"
+        ) from error
 
 
 def frozen(values: np.ndarray) -> np.ndarray:

@@ -118,11 +118,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=0.8, help="until a kill, at most")
     arguments = parser.parse_args()
     path, moments = arguments.folder / "store.zarr", random.Random(0)
     counts = [0]
     for _ in range(arguments.kills):
-        run_forked(record_until_killed, path, kill_after=moments.uniform(0.01, 0.8))
+        run_forked(record_until_killed, path, kill_after=moments.uniform(0.01, arguments.seconds))
         run_forked(check, path, kill_after=None)
         if path.exists():
             counts.append(int((arguments.folder / "n_episodes").read_text()))

@@ -11,7 +11,9 @@ import pytest
 import zarr
 import zarr.storage._local as zarr_local
 
-from data.layout import CHUNK_BYTES, Source
+from data import shard_files
+from data.codec import CHUNK_BYTES, CHUNK_STEPS
+from data.layout import Source
 from data.store import EpisodeStore, StoreError
 from data.types import Contract, ContractError, Field
 
@@ -100,7 +102,7 @@ def test_appending_goes_on_after_opening_again(path):
 def test_an_episode_longer_than_a_chunk(path):
     store = EpisodeStore.create(path, CONTRACT)
     length = 4096 * 2 + 100  # State and action have the largest chunks, of 4096 rows.
-    assert CHUNK_BYTES // 12 > 4096
+    assert CHUNK_STEPS == 4096 < CHUNK_BYTES // 12
     for index in range(2):
         store.append(episode(index, length))
     np.testing.assert_array_equal(store.read("state")[length:], episode(1, length)["state"])
@@ -144,6 +146,15 @@ def test_a_field_may_be_some_elements_of_an_array_of_another_name(path):
     other[0, 1] = np.nan  # which is not among the elements
     path = foreign(path.with_name("other"), {"data/state": other})
     assert store.digest() == EpisodeStore.open(path, contract=SOURCED, sources=SOURCES).digest()
+
+
+def test_the_identity_tells_sources_apart(path):
+    foreign(path)
+    sources = [SOURCES, {**SOURCES, "x": Source("state", [0, 2])}]
+    stores = [EpisodeStore.open(path, contract=SOURCED, sources=given) for given in sources]
+    assert stores[0].identity() != stores[1].identity()
+    again = EpisodeStore.open(path, contract=SOURCED, sources=SOURCES)
+    assert again.identity() == stores[0].identity()
 
 
 def test_a_store_of_ours_keeps_its_fields_under_their_names(path):
@@ -208,40 +219,47 @@ class Killed(Exception):
     """The process ends here."""
 
 
-def failing_put(fail_at: int, error: Exception, *, leave_part: bool):
-    """Zarr's file writing, which fails at its n-th call, perhaps with half a file beside."""
-    put, n_calls = zarr_local._put, 0
+def let_writes_fail(patch, fail_at: int, error: Exception, *, leave_part: bool = False) -> list:
+    """Let the n-th file that is written fail, perhaps with half a file beside; counts them."""
+    calls: list[Path] = []
 
-    def failing(path, value, exclusive=False):
-        nonlocal n_calls
-        n_calls += 1
-        if n_calls > fail_at:
-            if leave_part:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.with_suffix(".0.partial").write_bytes(value.to_bytes()[:3])
-            raise error
-        return put(path, value, exclusive)
+    def failing(write):
+        def write_or_fail(path, value, *arguments, **settings):
+            calls.append(path)
+            if len(calls) > fail_at:
+                if leave_part:
+                    content = value if isinstance(value, bytes) else value.to_bytes()
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.with_suffix(".0.partial").write_bytes(content[:3])
+                raise error
+            return write(path, value, *arguments, **settings)
 
-    return failing
+        return write_or_fail
+
+    # Zarr writes what describes arrays and what is about episodes, we write the shards.
+    patch.setattr(zarr_local, "_put", failing(zarr_local._put))
+    patch.setattr(shard_files, "replace_file", failing(shard_files.replace_file))
+    return calls
 
 
 def writes_of_an_append(path: Path, monkeypatch) -> int:
     """How many files one append writes."""
-    store, put, n_calls = filled(path), zarr_local._put, []
+    store = filled(path)
     with monkeypatch.context() as patch:
-        patch.setattr(zarr_local, "_put", lambda *a, **k: n_calls.append(0) or put(*a, **k))
+        calls = let_writes_fail(patch, 1000, Killed())
         store.append(episode(7, 9))
-    return len(n_calls)
+    assert calls[-1] == path / "zarr.json"
+    return len(calls)
 
 
 def test_an_append_cut_at_any_write_leaves_the_finished_episodes(tmp_path, monkeypatch):
     n_writes = writes_of_an_append(tmp_path / "count", monkeypatch)
-    assert n_writes >= 10  # 3 fields, metadata and ends, each a length and a chunk
+    assert n_writes >= 11  # 3 fields, metadata and ends, each a length and a chunk; the commit
     for n_done in range(n_writes):
         path = tmp_path / str(n_done)
         store = filled(path)
         with monkeypatch.context() as patch:
-            patch.setattr(zarr_local, "_put", failing_put(n_done, Killed(), leave_part=True))
+            let_writes_fail(patch, n_done, Killed(), leave_part=True)
             with pytest.raises(Killed):
                 store.append(episode(7, 9), seed=7)
         for continued in (EpisodeStore.open(path), EpisodeStore.open(path, mode="a"), store):
@@ -264,7 +282,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(path, monkeypatch, n_done):
     store = filled(path)
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as patch:
-        patch.setattr(zarr_local, "_put", failing_put(n_done, full, leave_part=False))
+        let_writes_fail(patch, n_done, full)
         with pytest.raises(StoreError, match=r"No space left.* 3 finished episodes are safe: free"):
             store.append(episode(7, 9))
     store.append(episode(7, 9))  # The same store goes on once there is space.
@@ -274,14 +292,14 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(path, monkeypatch, n_done):
 def test_another_write_failure_names_the_disk(path, monkeypatch):
     store = filled(path)
     broken = OSError(errno.EIO, os.strerror(errno.EIO))
-    monkeypatch.setattr(zarr_local, "_put", failing_put(0, broken, leave_part=False))
+    let_writes_fail(monkeypatch, 0, broken)
     with pytest.raises(StoreError, match=r"Input/output error.*check the disk"):
         store.append(episode(7, 9))
 
 
 def test_an_interrupted_creation_leaves_no_half_of_a_store(path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(zarr_local, "_put", failing_put(2, Killed(), leave_part=False))
+        let_writes_fail(patch, 2, Killed())
         with pytest.raises(Killed):
             EpisodeStore.create(path, CONTRACT)
     assert not path.exists()
@@ -290,7 +308,7 @@ def test_an_interrupted_creation_leaves_no_half_of_a_store(path, monkeypatch):
 
 def test_a_creation_on_a_full_disk_is_reported(path, monkeypatch):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(zarr_local, "_put", failing_put(2, full, leave_part=False))
+    let_writes_fail(monkeypatch, 2, full)
     with pytest.raises(StoreError, match="No space left"):
         EpisodeStore.create(path, CONTRACT)
 
@@ -330,7 +348,7 @@ def test_open_needs_a_contract(path):
 def test_a_store_of_a_newer_program_is_refused(path):
     filled(path)
     zarr.open_group(path, mode="r+").attrs["format_version"] = 99
-    with pytest.raises(StoreError, match="format_version 99, this program reads up to 1"):
+    with pytest.raises(StoreError, match="format_version 99, this program reads up to 2"):
         EpisodeStore.open(path)
 
 
@@ -425,13 +443,13 @@ def test_a_lost_or_damaged_chunk_is_noticed(path):
     with pytest.raises(StoreError, match=r"data/state is damaged in steps 0\.\.14"):
         EpisodeStore.open(path).read("state")
     chunk.unlink()
-    with pytest.raises(StoreError, match="not a finite number"):
+    with pytest.raises(StoreError, match="chunk 0 is not there"):
         EpisodeStore.open(path).read("state")
 
 
 def test_reading_checks_rows_and_episodes(path):
     store = filled(path)
-    with pytest.raises(StoreError, match=r"episodes 1\.\.3 of .* which has 3"):
+    with pytest.raises(StoreError, match=r"episode 3 of .* which has 3"):
         store.read("state", episodes=[3, 1])
     with pytest.raises(StoreError, match=r"rows 0\.\.15 of a store of 15 steps"):
         store.read_rows("state", np.array([0, 15]))
