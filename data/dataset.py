@@ -1,27 +1,30 @@
-"""Windows of demonstrations as batches, from the fastest memory that holds them.
-
-Three places, tried in this order: the device that trains, the host's memory, the disk. The images
-stay uint8 and are what the decision is about; everything else is small and always in memory.
+"""Windows of demonstrations as batches, from the fastest place that holds them (`data.place`).
 
 Shape legend: `B` windows, `To Tp` observed and predicted steps, `Da` action size.
 """
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.blocks import Blocks, Steps, load, step_bytes
 from data.demonstrations import Demonstrations
+from data.frame_cache import FrameCache, cache_disk
+from data.frames import Frames
 from data.goals import Hindsight
+from data.memory import free_memory
+from data.place import Choice, Reading, choose_place
+from data.prefetch import Prefetch
+from data.snapshot import checked_episodes
 from data.store import StoreError
-from data.types import Batch, Contract, Horizons
+from data.types import Batch, Horizons
 from data.windows import action_rows, gather, observed_rows, window_table
 
-Place = Literal["device", "host", "disk"]
+HOST = torch.device("cpu")
 
 
 class WindowDataset:
@@ -33,11 +36,12 @@ class WindowDataset:
         episodes: which episodes, all by default.
         device: where batches are wanted.
         goals: what a later step of an episode gives as the goal of an earlier one; None: no goals.
-        memory_fraction: how much of the free memory may be used, 0..1.
+        reading: how the episodes are read; None: as `Reading` has it.
 
     Raises:
         StoreError: no episodes, no windows, or a field that cannot be read (NaN, wrong numbers).
         ContractError: the goals do not fit the store.
+        PlaceError: the place that `reading` names is too small.
     """
 
     def __init__(
@@ -48,13 +52,16 @@ class WindowDataset:
         episodes: Sequence[int] | np.ndarray | None = None,
         device: torch.device | str = "cpu",
         goals: Hindsight | None = None,
-        memory_fraction: float = 0.5,
+        reading: Reading | None = None,
     ):
-        chosen = np.arange(store.n_episodes) if episodes is None else np.unique(episodes)
+        wanted = np.arange(store.n_episodes) if episodes is None else episodes
+        chosen = checked_episodes(store.path, wanted, store.n_episodes)
         if not len(chosen):
             raise StoreError(f"{store.path}: zero episodes to learn from, record some first")
-        self.store, self.horizons, self.device = store, horizons, torch.device(device)
-        self.goals = goals
+        # Rows below are counted in the episodes that there are now.
+        self.store = store = store.frozen()
+        self.horizons, self.device = horizons, torch.device(device)
+        self.goals, self.reading = goals, Reading() if reading is None else reading
         self.contract = store.contract if goals is None else goals.contract(store.contract)
         self.episodes = chosen
         self._rows = store.rows_of(chosen)
@@ -66,35 +73,62 @@ class WindowDataset:
                 f"(the longest has {lengths.max()}): lower horizons.action or record longer ones"
             )
         self.short_episodes = table.short_episodes
-        self.place, reason = choose_place(
-            field_bytes(store.contract, len(self._rows)),
-            device_free=free_memory(self.device),
-            host_free=free_memory(torch.device("cpu")),
-            fraction=memory_fraction,
-        )
-        self._home = self.device if self.place == "device" else torch.device("cpu")
+        choice = self._choose()
+        self.place = choice.place
+        self._home = self.device if self.place == "device" else HOST
         self._table = table.to(self._home)
         self._fields = {
-            name: torch.from_numpy(store.read(name, episodes=chosen)).to(self._home)
-            for name, field in store.contract.fields.items()
-            if self.place != "disk" or not field.is_image
+            name: load(store, name, chosen, self._home)
+            for name in store.contract.fields
+            if name in choice.resident
         }
+        self._frames: dict[str, Frames] = {}
+        if self.place == "cache":
+            self._frames = {
+                name: FrameCache.of(str(self.reading.cache), store, name).open()
+                for name in store.contract.fields
+                if name not in choice.resident
+            }
         self.report = (
             f"{len(table)} windows of {len(chosen)} episodes ({len(self._rows)} steps), "
             f"{self.short_episodes} episodes shorter than {horizons.action} steps left out; "
-            f"batches come from {reason}"
+            f"batches come from {choice.reason}"
+        )
+
+    def _choose(self) -> Choice:
+        fields = self.store.contract.fields
+        return choose_place(
+            {name: len(self._rows) * step_bytes(field) for name, field in fields.items()},
+            pictures={name for name, field in fields.items() if field.is_image},
+            reading=self.reading,
+            device_free=free_memory(self.device),
+            host_free=free_memory(HOST),
+            disk=lambda names: cache_disk(str(self.reading.cache), self.store, names),
         )
 
     def __len__(self) -> int:
         return len(self._table)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Field name -> [n_steps, ...] of these episodes, a goal being what was; no images."""
-        fields = self.store.contract.fields
-        arrays = {k: v for k, v in self._fields.items() if not fields[k].is_image}
-        if self.goals is not None and self.goals.source in arrays:
-            arrays[self.goals.field] = self.goals.take(arrays[self.goals.source])
-        return {k: v.cpu().numpy() for k, v in arrays.items()}
+    def arrays(self) -> dict[str, Steps]:
+        """Field name -> [n_steps, ...] of these episodes, a goal being what was; no images.
+
+        What is not in memory is read in blocks.
+        """
+        arrays: dict[str, Steps] = {}
+        for name, field in self.store.contract.fields.items():
+            if field.is_image:
+                continue
+            if name in self._fields:
+                arrays[name] = self._fields[name].cpu().numpy()
+            else:
+                arrays[name] = Blocks(self.store, name, self._rows)
+        if self.goals is not None and (steps := arrays.get(self.goals.source)) is not None:
+            if isinstance(steps, Blocks):
+                goal: Steps = replace(steps, change=self.goals.take)
+            else:
+                goal = self.goals.take(self._fields[self.goals.source]).cpu().numpy()
+            arrays[self.goals.field] = goal
+        return arrays
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """The windows of the given indices [B] in 0..len-1, in physical units, on the device.
@@ -103,31 +137,69 @@ class WindowDataset:
             indices: [B].
             generator: of the goals' times, if there are goals; None: torch's own.
         """
+        return moved(self._gathered(indices, generator), self.device)
+
+    def batches(self, asked: Iterator[tuple[Tensor, torch.Generator | None]]) -> Prefetch[Batch]:
+        """What `batch` returns for each pair of arguments, in order, to be used in a `with`.
+
+        Where batches do not come from the device's own memory, the next ones are prepared meanwhile
+        by threads; they are the same.
+        """
+        is_resident = self._home == self.device and len(self._fields) == len(
+            self.store.contract.fields
+        )
+        return Prefetch(
+            (partial(self._prepared, indices, generator) for indices, generator in asked),
+            ahead=0 if is_resident else self.reading.ahead,
+            threads=self.reading.threads,
+            finish=partial(moved, device=self.device),
+        )
+
+    def _prepared(self, indices: Tensor, generator: torch.Generator | None) -> Batch:
+        """A batch in memory from which a GPU copies while the host goes on."""
+        batch = self._gathered(indices, generator)
+        if self.device.type != "cuda" or self._home.type == "cuda":
+            return batch
+        return Batch(
+            observation={name: x.pin_memory() for name, x in batch.observation.items()},
+            action=batch.action.pin_memory(),
+            is_pad=batch.is_pad.pin_memory(),
+        )
+
+    def _gathered(self, indices: Tensor, generator: torch.Generator | None) -> Batch:
+        """A batch where the fields are."""
         windows = self._table.select(indices.to(self._home))
         observed = observed_rows(windows, self.horizons.obs)
         acted, is_pad = action_rows(windows, self.horizons.pred, past=self.horizons.past)
         observation = {
-            name: self._gather(name, observed).to(self.device)
-            for name in self.store.contract.observation
+            name: self._gather(name, observed) for name in self.store.contract.observation
         }
         if self.goals is not None:
             rows = self.goals.rows(windows, generator)[:, None]
-            goal = self.goals.take(self._gather(self.goals.source, rows)).to(self.device)
+            goal = self.goals.take(self._gather(self.goals.source, rows))
             # One goal at all observed steps, as an environment would give it.
             repeats = (-1, self.horizons.obs, *goal.shape[2:])
             observation[self.goals.field] = goal.expand(repeats)
-        return Batch(
-            observation=observation,
-            action=self._gather("action", acted).to(self.device),
-            is_pad=is_pad.to(self.device),
-        )
+        return Batch(observation, self._gather("action", acted), is_pad)
 
     def _gather(self, name: str, rows: Tensor) -> Tensor:
+        """[B, T, ...] the steps of a field at rows [B, T] of these episodes."""
         if name in self._fields:
             return gather(self._fields[name], rows)
+        if name in self._frames:
+            return self._frames[name].gather(torch.from_numpy(self._rows[rows.numpy()]))
         unique, inverse = np.unique(self._rows[rows.numpy()], return_inverse=True)
-        steps = torch.from_numpy(self.store.read_rows(name, unique))
-        return gather(steps, torch.from_numpy(inverse.reshape(rows.shape)))
+        steps = self.store.read_rows(name, unique)
+        return torch.from_numpy(steps[inverse.reshape(rows.shape)])
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device; from pinned memory without waiting for the copy."""
+    return Batch(
+        observation={k: x.to(device, non_blocking=True) for k, x in batch.observation.items()},
+        action=batch.action.to(device, non_blocking=True),
+        is_pad=batch.is_pad.to(device, non_blocking=True),
+    )
 
 
 def split_episodes(
@@ -149,38 +221,3 @@ def split_episodes(
         n_holdout = min(max(n_holdout, 1), n_episodes - 1)
     order = np.random.default_rng(seed).permutation(n_episodes)
     return np.sort(order[n_holdout:]), np.sort(order[:n_holdout])
-
-
-def choose_place(
-    n_bytes: int, *, device_free: int, host_free: int, fraction: float
-) -> tuple[Place, str]:
-    """Where `n_bytes` of fields go, and why, in words."""
-    needed = f"{n_bytes / 1e9:.3f} GB needed"
-    device_limit, host_limit = fraction * device_free, fraction * host_free
-    if n_bytes <= device_limit:
-        return "device", f"the memory of the device ({needed}, {device_limit / 1e9:.3f} GB allowed)"
-    if n_bytes <= host_limit:
-        return "host", (
-            f"the memory of the host ({needed}; {device_limit / 1e9:.3f} GB allowed on the device, "
-            f"{host_limit / 1e9:.3f} GB on the host)"
-        )
-    return "disk", (
-        f"the disk for images, which is slow ({needed}; {device_limit / 1e9:.3f} GB allowed on "
-        f"the device, {host_limit / 1e9:.3f} GB on the host)"
-    )
-
-
-def field_bytes(contract: Contract, n_steps: int) -> int:
-    """Bytes of all fields of `n_steps` steps in memory."""
-    return n_steps * sum(f.size * np.dtype(f.dtype).itemsize for f in contract.fields.values())
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():  # Linux counts what it would give back from its caches as available.
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -50,4 +50,12 @@ class Demonstrations(Protocol):
 
     def digest(self) -> str:
         """SHA-256 of the content."""
+        ...
+
+    def frozen(self) -> Self:
+        """The same as it is now, to read, whatever is appended or edited later."""
+        ...
+
+    def identity(self) -> str:
+        """What changes whenever the content does, told without reading all of it."""
         ...

@@ -21,6 +21,7 @@ import numpy as np
 from data.dataset import split_episodes
 from data.demonstrations import Demonstrations
 from data.joint_contract import TASK, joint_contract, scaled_per_task, telling
+from data.snapshot import checked_episodes
 from data.store import EpisodeStore, StoreError
 from data.types import Horizons
 from data.visits import Visits
@@ -65,7 +66,8 @@ class Mixture:
             _check_weights(weights, len(stores))
         if statistics not in get_args(Statistics):
             raise ValueError(f"statistics is {statistics!r}, choose joint or task")
-        self.stores, self.weights = tuple(stores), None if weights is None else tuple(weights)
+        self.stores = tuple(store.frozen() for store in stores)
+        self.weights = None if weights is None else tuple(weights)
         self.contract = joint_contract(stores)
         self.tasks: tuple[str, ...] = ()
         lengths = [store.lengths_of(np.arange(store.n_episodes)) for store in stores]
@@ -93,6 +95,10 @@ class Mixture:
         stores = [EpisodeStore.open(path) for path in paths]
         return cls(stores, weights=weights, tell_task=tell_task, statistics=statistics)
 
+    def frozen(self) -> Self:
+        """Itself: what is appended to the stores or edited later does not show in it."""
+        return self
+
     @property
     def path(self) -> str:
         """Where the stores are, for messages."""
@@ -119,30 +125,55 @@ class Mixture:
 
     def lengths_of(self, episodes: Sequence[int] | np.ndarray) -> np.ndarray:
         """[n] int64 steps of each of the given episodes."""
+        checked_episodes(self.path, episodes, self.n_episodes)
         return np.diff(self.episode_ends, prepend=0)[np.asarray(episodes, np.int64)]
 
     def read(self, key: str, *, episodes: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """A field of the given episodes (all by default), for the rest see `EpisodeStore.read`."""
-        chosen = np.arange(self.n_episodes) if episodes is None else np.unique(episodes)
+        wanted = np.arange(self.n_episodes) if episodes is None else episodes
+        chosen = checked_episodes(self.path, wanted, self.n_episodes)
         if self.tasks and key == TASK:
             return self._one_hot(self.rows_of(chosen))
-        return np.concatenate([s.read(key, episodes=own) for s, own in self._by_store(chosen)])
+        field = self.contract.fields[key]
+        values = np.empty((len(self.rows_of(chosen)), *field.shape), field.dtype)
+        first = 0
+        for store, own in self._by_store(chosen):  # One store's share is twice in memory, not all.
+            part = store.read(key, episodes=own)
+            values[first : first + len(part)] = part
+            first += len(part)
+        return values
 
     def read_rows(self, key: str, rows: np.ndarray) -> np.ndarray:
         """The given steps of a field, ascending, from few chunks of the disk (slow)."""
         if self.tasks and key == TASK:
             return self._one_hot(rows)
-        parts = _split(rows, [store.n_steps for store in self.stores], what="steps")
+        if len(rows) and not (rows[0] >= 0 and rows[-1] < self.n_steps):
+            raise StoreError(f"rows {rows[0]}..{rows[-1]} of {self.path}, of {self.n_steps} steps")
+        parts = _split(rows, [store.n_steps for store in self.stores])
         return np.concatenate(
             [s.read_rows(key, own) for s, own in zip(self.stores, parts, strict=True)]
         )
 
     def digest(self) -> str:
         """SHA-256 of what all stores hold, their order and the tasks that are told."""
-        digest = hashlib.sha256(str(self.tasks).encode())
+        digest = self._told()
         for store in self.stores:
             digest.update(store.digest().encode())
         return digest.hexdigest()
+
+    def identity(self) -> str:
+        """What changes with the content, without reading it; see `EpisodeStore.identity`."""
+        digest = self._told()
+        for store in self.stores:
+            digest.update(store.identity().encode())
+        return digest.hexdigest()
+
+    def _told(self) -> "hashlib._Hash":
+        """SHA-256, so far of the tasks that are told, which a store's own digest knows not of."""
+        digest = hashlib.sha256(str(self.tasks).encode())
+        if self.tasks:
+            digest.update(self._task_of_episode.astype("<i8").tobytes())
+        return digest
 
     def split(self, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Episodes to train on and to hold out, each store split by `split_episodes`."""
@@ -175,7 +206,8 @@ class Mixture:
     ) -> list[tuple[EpisodeStore, np.ndarray]]:
         """Each store with those of the given episodes that are its own, by its own count."""
         sizes = [store.n_episodes for store in self.stores]
-        parts = _split(np.unique(np.asarray(episodes, np.int64)), sizes, what="episodes")
+        chosen = checked_episodes(self.path, episodes, self.n_episodes)
+        parts = _split(chosen, sizes)
         return list(zip(self.stores, parts, strict=True))
 
     def _one_hot(self, rows: np.ndarray) -> np.ndarray:
@@ -233,14 +265,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _split(numbers: np.ndarray, sizes: Sequence[int], *, what: str) -> list[np.ndarray]:
+def _split(numbers: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
     """Of ascending numbers that count through all stores those of each, by its own count."""
     edges = np.cumsum([0, *sizes])
-    if len(numbers) and not (numbers[0] >= 0 and numbers[-1] < edges[-1]):
-        raise StoreError(
-            f"{what} {numbers[0]}..{numbers[-1]} of a mixture of {edges[-1]}: "
-            f"choose 0..{edges[-1] - 1}"
-        )
     cuts = np.searchsorted(numbers, edges)
     return [
         numbers[start:stop] - edge for start, stop, edge in zip(cuts, cuts[1:], edges, strict=False)

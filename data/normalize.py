@@ -4,9 +4,12 @@ Every element is `(x - center) / scale`, by the way of scaling that its field na
 
 * limits: the smallest and largest value of the data become -1 and 1;
 * gaussian: mean 0 and standard deviation 1;
+* quantiles: the 1st and the 99th percentile of the data become -1 and 1, so that a few outliers do
+  not squeeze all others together; they come to lie beyond -1 and 1;
 * identity: unchanged.
 
-A constant element becomes 0. Discrete elements are scaled by their limits in every way of scaling.
+A constant element becomes 0. Discrete elements are scaled by their limits in every way of scaling,
+and in "quantiles" so are those whose two percentiles are the same.
 Images go from uint8 0..255 to -1..1. A planar angle of an observation is not scaled but becomes its
 cosine and sine, since the step from -pi to pi is none; an observation then reads
 `[other elements in order, cosines, sines]`. Angles of actions stay numbers.
@@ -26,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.blocks import Steps
 from data.statistics import (
     angles_of,
     check_shape,
@@ -65,12 +69,12 @@ class Normalizer(nn.Module):
                 self.register_buffer(f"{name}/scale", torch.ones(*n_sets, n_scaled))
 
     @classmethod
-    def fit(cls, contract: Contract, arrays: Mapping[str, np.ndarray]) -> Self:
+    def fit(cls, contract: Contract, arrays: Mapping[str, Steps]) -> Self:
         """A normalizer with the statistics of the given data.
 
         Args:
             contract: the fields and how they are scaled.
-            arrays: field name -> [n_steps, ...]; images are not needed.
+            arrays: field name -> [n_steps, ...], or blocks of them; images are not needed.
 
         Raises:
             ContractError: a field's name holds a ".".

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 Kind = Literal["absolute", "delta", "relative"]
-Normalization = Literal["limits", "gaussian", "identity"]
+Normalization = Literal["limits", "gaussian", "quantiles", "identity"]
 
 CONTRACT_VERSION = 1
 

@@ -1,7 +1,7 @@
 """Measure how fast the parts run on this machine.
 
     cadence bench                 # everything
-    cadence bench what=data       # windows gathered from memory, one core
+    cadence bench what=data       # windows from memory, a decoded cache and a store, one core
     cadence bench what=latency    # one chunk of actions, batch 1: p50, p95, p99
     cadence bench what=train      # optimiser steps
 
@@ -60,7 +60,7 @@ def percentiles_ms(call: Callable[[], object], *, repeats: int, warm_up: int = 5
 
 
 def bench_data(cfg: DictConfig) -> dict:
-    """Windows gathered from memory on one core [windows/s]."""
+    """Windows from each place on one core [windows/s]."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

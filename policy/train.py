@@ -9,21 +9,28 @@ Ends after `steps` or `minutes`, whichever comes first. Writes metrics.jsonl, ti
 depends on the machine) and checkpoints. Ctrl-C leaves a usable checkpoint, and `resume=` goes on
 from it: on the CPU a resumed run equals an uninterrupted one bit for bit, if its end is given in
 steps. Evaluated and validated are always the averaged weights.
+
+Demonstrations are read from the fastest place that holds them, which is printed: the device's or
+the host's memory, a decoded cache on a disk, or the store itself (`reading.place=`). It changes
+nothing but the speed.
 """
 
+import itertools
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from data.dataset import WindowDataset
 from data.demonstrations import Demonstrations
+from data.location import location
 from data.mixture import split, visits_of
 from data.normalize import Normalizer
 from data.types import Horizons
@@ -103,13 +110,18 @@ def prepare(cfg: DictConfig, store: Demonstrations, out: Path) -> Run:
     horizons = Horizons(**cfg.horizons)
     learn, hold = split(store, cfg.holdout, seed=cfg.seed)
     goals = instantiate(cfg.get("goals"))  # Runs of older programs have none.
-    dataset = WindowDataset(store, horizons, episodes=learn, device=device, goals=goals)
+    reading = instantiate(cfg.get("reading"))  # The same goes for this.
+    dataset = WindowDataset(
+        store, horizons, episodes=learn, device=device, goals=goals, reading=reading
+    )
     print(f"store: {store.path}: {dataset.report}")
     window_order(cfg, dataset)  # Refuses a batch that is too large.
     has_holdout = (store.lengths_of(hold) >= horizons.action).any()
     holdout = None
     if has_holdout:
-        holdout = WindowDataset(store, horizons, episodes=hold, device=device, goals=goals)
+        holdout = WindowDataset(
+            store, horizons, episodes=hold, device=device, goals=goals, reading=reading
+        )
     else:
         print("no episode is held out, so there is no validation loss")
     symmetry = instantiate(cfg.get("symmetry"))  # Runs of older programs have none.
@@ -148,6 +160,13 @@ def window_order(cfg: DictConfig, dataset: WindowDataset) -> WindowOrder:
     return WindowOrder(n_windows, cfg.batch_size, seed=cfg.seed, visits=visits)
 
 
+def asked(run: Run, order: WindowOrder) -> Iterator[tuple[Tensor, torch.Generator]]:
+    """The windows of each step from the present one on, and what their goals are drawn by."""
+    for count in itertools.count(run.trainer.step_count):
+        times = seeded(run.cfg.seed, purpose=GOALS, count=count, device=run.trainer.device)
+        yield order.indices(count), times
+
+
 def fit(run: Run) -> bool:
     """Train until the budget is spent or Ctrl-C; returns whether it was spent."""
     cfg, trainer = run.cfg, run.trainer
@@ -158,6 +177,7 @@ def fit(run: Run) -> bool:
         MetricsWriter(run.out / "metrics.jsonl", tensorboard=cfg.tensorboard) as metrics,
         MetricsWriter(run.out / "timing.jsonl") as timing,
         Interruption() as interruption,
+        run.dataset.batches(asked(run, order)) as batches,
         progress_bar(unit="step", initial=trainer.step_count) as bar,
     ):
         # A run that was killed wrote lines of steps after its last checkpoint.
@@ -167,9 +187,7 @@ def fit(run: Run) -> bool:
             if interruption.requested:
                 return False
             scale = learning_rate_scale(trainer.step_count, progress, warmup_steps=cfg.warmup_steps)
-            count = trainer.step_count
-            times = seeded(cfg.seed, purpose=GOALS, count=count, device=trainer.device)
-            trainer.step(run.dataset.batch(order.indices(count), times), scale)
+            trainer.step(next(batches), scale)
             run.seconds = time.monotonic() - start
             bar.update()
             spent = budget.progress(trainer.step_count, run.seconds)
@@ -254,9 +272,14 @@ def refuse_occupied(cfg: DictConfig, *, verb: str = "training") -> None:
 def make_absolute(store: DictConfig) -> None:
     """Let a configured store, or several, be found from any folder."""
     if OmegaConf.is_list(store.get("paths")):
-        store.paths = [str(Path(str(path)).absolute()) for path in store.paths]
+        store.paths = [_absolute(path) for path in store.paths]
     elif "path" in store:
-        store.path = str(Path(str(store.path)).absolute())
+        store.path = _absolute(store.path)
+
+
+def _absolute(path: object) -> str:
+    place = location(str(path))
+    return place if isinstance(place, str) else str(place.absolute())
 
 
 def run(cfg: DictConfig) -> Path:
@@ -266,6 +289,8 @@ def run(cfg: DictConfig) -> Path:
     else:
         cfg = cfg.copy()
         make_absolute(cfg.store)
+        if cfg.reading.cache is not None:
+            cfg.reading.cache = str(Path(str(cfg.reading.cache)).absolute())
         refuse_occupied(cfg)
         this = prepare(cfg, instantiate(cfg.store), Path())
         # Only now, so that a refused run leaves no folder and `latest` as it was.

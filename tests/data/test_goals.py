@@ -7,6 +7,7 @@ import torch
 from data.dataset import WindowDataset
 from data.goals import Hindsight
 from data.normalize import Normalizer
+from data.place import Reading
 from data.store import EpisodeStore
 from data.types import Contract, ContractError, Field, Horizons
 from data.windows import window_table
@@ -81,7 +82,9 @@ def test_goals_are_uniform_in_time():
 @pytest.mark.parametrize("memory_fraction", [0.5, 0.0])
 def test_a_batch_holds_one_goal_of_the_own_episode_at_all_observed_steps(store, memory_fraction):
     goals = Hindsight("arm", elements=(1, 0), least_ahead=2, most_ahead=4)
-    dataset = WindowDataset(store, HORIZONS, goals=goals, memory_fraction=memory_fraction)
+    dataset = WindowDataset(
+        store, HORIZONS, goals=goals, reading=Reading(memory_fraction=memory_fraction)
+    )
     batch = dataset.batch(torch.arange(len(dataset)), generator())
     goal = batch.observation["goal"]
     assert goal.shape == (len(dataset), 3, 2)
