@@ -60,7 +60,11 @@ class Importer(Protocol):
 
 
 def told_fields(
-    found: Mapping[str, Field], told: Mapping[str, Mapping], *, needed: Mapping[str, Sequence[str]]
+    found: Mapping[str, Field],
+    told: Mapping[str, Mapping],
+    *,
+    needed: Mapping[str, Sequence[str]],
+    also: Sequence[str] = (),
 ) -> dict[str, Field]:
     """Fields with what the user tells of them.
 
@@ -68,6 +72,7 @@ def told_fields(
         found: field name -> what the data set says.
         told: field name -> entries of `Field` that the user gives, such as unit and kind.
         needed: field name -> entries that the format leaves open and that must be told.
+        also: further settings that must be given and are not, such as "control_dt=...".
 
     Raises:
         ContractError: a field or an entry that does not exist, or entries that must be told are
@@ -87,6 +92,7 @@ def told_fields(
         for entry in wanted
         if entry not in told.get(name, {})
     ]
+    missing += also
     if missing:
         raise ContractError(
             f"the data set does not say what its numbers mean, please give "
@@ -113,6 +119,10 @@ def asked_of(fields: Mapping[str, Field]) -> dict[str, list[str]]:
 def _entries(told: Mapping) -> dict:
     """Entries as `Field` takes them; the word "none" says that there is no rotation."""
     entries = dict(told)
+    if "unit" in entries:  # "1" is typed as a number.
+        unit = entries["unit"]
+        is_list = isinstance(unit, Sequence) and not isinstance(unit, str)
+        entries["unit"] = tuple(map(str, unit)) if is_list else str(unit)
     if entries.get("rotation") == "none":
         entries["rotation"] = ""
     return entries

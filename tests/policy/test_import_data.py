@@ -1,0 +1,292 @@
+"""`cadence import`: what a user types, what is asked, resumption, and what is written."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from data.codec import Jpeg
+from data.importers.samples import episodes, write_diffusion_policy, write_npz_folder
+from data.importers.samples import write_robomimic as robomimic
+from data.store import EpisodeStore
+from policy import cli, import_data
+from policy.entry import CONFIGS, compose_config
+from policy.import_data import free_settings, read_formats
+
+PUSH_T = Path(__file__).resolve().parents[2] / "../shared/data/pusht_cchi_v7_replay.zarr"
+TOLD = [
+    "fields.state.unit=m",
+    "fields.action.unit=[m,m]",
+    "fields.action.kind=absolute",
+    "fields.action.rotation=none",
+    "control_dt=0.1",
+]
+
+
+def run(*arguments: object) -> Path:
+    """The verb as from the command line, without its handling of errors."""
+    overrides = free_settings([str(argument) for argument in arguments])
+    try:
+        return import_data.run(compose_config("import", overrides))
+    except InstantiationException as error:  # The command line shows its cause alone.
+        raise error.__cause__ or error from None
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_diffusion_policy(tmp_path, episodes())
+
+
+def test_a_data_set_becomes_a_store(source, tmp_path, capsys):
+    store = tmp_path / "out" / "store.zarr"
+    assert run("format=diffusion_policy", f"src={source}", f"store={store}", *TOLD) == store
+    found = EpisodeStore.open(store)
+    expected = np.concatenate([episode["camera"] for episode in episodes()])
+    np.testing.assert_array_equal(found.read("camera"), expected)
+    assert (found.contract.action.unit, found.contract.control_dt) == (("m", "m"), 0.1)
+    said = capsys.readouterr().out
+    assert "imported: 3 of 3 episodes" in said
+    assert "camera: 8 x 8 x 3 uint8" in said
+    assert f"cadence train store.path={store}" in said
+    assert f"cadence doctor {store}" in said
+
+
+def test_importing_again_goes_on_where_it_ended(source, tmp_path, capsys):
+    store = tmp_path / "store.zarr"
+    arguments = ["format=diffusion_policy", f"src={source}", f"store.path={store}", *TOLD]
+    for _ in range(2):
+        run(*arguments)
+    assert EpisodeStore.open(store).n_episodes == 3
+    assert "imported: 0 of 3 episodes; there before: 3" in capsys.readouterr().out
+
+
+def test_ctrl_c_says_how_to_go_on(source, tmp_path, capsys, monkeypatch):
+    store = tmp_path / "store.zarr"
+    append, calls = EpisodeStore.append, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        append(self, *args, **kwargs)
+
+    monkeypatch.setattr(EpisodeStore, "append", interrupted)
+    arguments = ["format=diffusion_policy", f"src={source}", f"store={store}", *TOLD]
+    with pytest.raises(KeyboardInterrupt):
+        run(*arguments)
+    assert "go on with the same command" in capsys.readouterr().out
+    assert EpisodeStore.open(store).n_episodes == 1
+    run(*arguments)
+    assert [e["source_number"] for e in EpisodeStore.open(store).episode_metadata] == [0, 1, 2]
+
+
+def test_rotations_become_six_numbers(tmp_path):
+    path = tmp_path / "episodes"
+    path.mkdir()
+    pose = np.array([[1, 2, 3, 0, 0, np.pi / 2, 1.0]] * 2)
+    np.savez(path / "0.npz", state=np.zeros((2, 1)), action=pose)
+    run(
+        "format=folder",
+        f"src={path}",
+        f"store={tmp_path / 's.zarr'}",
+        "fields.state.unit=m",
+        "fields.action.unit=[m,m,m,rad,rad,rad,1]",
+        "fields.action.kind=absolute",
+        "fields.action.rotation=axis_angle",
+        "to_6d.action=[3]",
+        "control_dt=0.1",
+    )
+    store = EpisodeStore.open(tmp_path / "s.zarr")
+    assert store.contract.action.rotation == "rotation_6d"
+    expected = [1, 2, 3, 0, 1, 0, -1, 0, 0, 1]
+    np.testing.assert_allclose(store.read("action")[0], expected, atol=1e-6)
+
+
+def test_columns_of_a_csv_may_have_any_names(tmp_path):
+    path = tmp_path / "episodes"
+    path.mkdir()
+    (path / "0.csv").write_text("x,y,v\n1,2,3\n4,5,6\n")
+    columns = ["format.columns.state=[x,y]", "format.columns.action=[v]", "take=[state]"]
+    told = [setting for setting in TOLD if "action.unit" not in setting]
+    arguments = [f"src={path}", f"store={tmp_path / 's.zarr'}", *told, "fields.action.unit=m"]
+    run("format=folder", *arguments, *columns)
+    assert EpisodeStore.open(tmp_path / "s.zarr").read("state").tolist() == [[1, 2], [4, 5]]
+
+
+def test_bad_episodes_are_left_out_by_name_where_that_is_wanted(tmp_path, capsys):
+    path = write_npz_folder(tmp_path, episodes(lengths=(3,) * 14))
+    for index in range(12):
+        np.savez(path / f"episode_{index}.npz", state=np.zeros((2, 2)), action=np.zeros((3, 2)))
+    arguments = ["format=folder", f"src={path}", f"store={tmp_path / 's.zarr'}", *TOLD]
+    with pytest.raises(ValueError, match=r"no array camera|steps, they need the same number"):
+        run(*arguments)
+    shutil.copy(path / "episode_13.npz", path / "episode_0.npz")
+    with pytest.raises(ValueError, match=r"episode_1.npz lacks camera.*\(bad=leave_out"):
+        run(*arguments)
+    run(*arguments, "bad=leave_out")
+    said = capsys.readouterr().out
+    assert "left out: 11\n  episode 1: " in said
+    assert "episode_1.npz lacks camera" in said
+    assert "and 1 more" in said
+    assert EpisodeStore.open(tmp_path / "s.zarr").n_episodes == 3
+
+
+def test_if_nothing_can_be_imported_no_store_is_made(tmp_path):
+    path = tmp_path / "episodes"
+    path.mkdir()
+    np.savez(path / "0.npz", state=np.full((2, 1), np.nan), action=np.zeros((2, 2)))
+    store = tmp_path / "s.zarr"
+    with pytest.raises(ValueError, match=r"no episode could be imported, .*s.zarr was not made"):
+        run("format=folder", f"src={path}", f"store={store}", *TOLD, "bad=leave_out")
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], r"please give format=\.\.\., one of d4rl, diffusion_policy, .* or .* known="),
+        (["format=folder", "src=''"], "src is empty: give src=PATH"),
+        (["format=folder", "store=''"], "store is empty: give store=PATH"),
+        (["format=lerobot_v3"], "this format is written by cadence export, imported are d4rl"),
+        (["format=diffusion_policy"], r"fields.action.unit=\.\.\. .* control_dt=\.\.\."),
+        (["format=diffusion_policy", "fields.state=m"], "fields.state is 'm', it must be fields"),
+        (["format=diffusion_policy", "control_dt=fast"], "control_dt is 'fast'"),
+        (["format=diffusion_policy", "control_dt=true"], "control_dt is True"),
+        (["format=diffusion_policy", "control_dt=-1"], "control_dt is -1 s, it must be positive"),
+        (["format=diffusion_policy", "control_dt=nan"], "control_dt is nan s"),
+        (["format=diffusion_policy", "bad=skip"], "bad is 'skip', choose refuse or leave_out"),
+        (["format=diffusion_policy", "fields=3"], "fields is 3, it must be settings"),
+        (["format=diffusion_policy", *TOLD, "to_6d=3"], "to_6d is 3, it must be settings"),
+        (["format=diffusion_policy", *TOLD, "to_6d.pose=[1]"], "to_6d names .'pose'."),
+        (["format=diffusion_policy", *TOLD, "take=[stat]"], "has no array stat; it has action"),
+        (["format=robomimic"], "is no readable HDF5 file: it is a folder"),
+        (["format=dppo"], "is no zip archive"),
+        (["format=folder"], "holds no npz or csv files"),
+        (["format=minari"], "holds no main_data.hdf5"),
+        (["format=d4rl"], "it is a folder"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(source, tmp_path, arguments, complaint):
+    if arguments == ["format=lerobot_v3"] and not (CONFIGS / "format/lerobot_v3.yaml").exists():
+        pytest.skip("there is no format that is only written")
+    store = tmp_path / "store.zarr"
+    with pytest.raises(ValueError, match=complaint):
+        run(f"src={source}", f"store={store}", *arguments)
+    assert not store.exists()
+
+
+def test_a_setting_that_a_format_does_not_use_is_refused(source, tmp_path):
+    cfg = compose_config(
+        "import",
+        free_settings(["format=diffusion_policy", f"src={source}", "store=x", "take=[state]"]),
+    )
+    OmegaConf.set_struct(cfg, False)
+    del cfg.format["take"]
+    with pytest.raises(ValueError, match="this format takes it from the data set"):
+        import_data.open_importer(cfg)
+
+
+def test_another_meaning_of_a_store_that_is_there(source, tmp_path):
+    store = tmp_path / "store.zarr"
+    arguments = ["format=diffusion_policy", f"src={source}", f"store={store}"]
+    run(*arguments, *TOLD)
+    with pytest.raises(ValueError, match=r"control_dt is 0.2 s in what is imported, but 0.1 s in"):
+        run(*arguments, *TOLD[:-1], "control_dt=0.2")
+
+
+def test_free_settings_are_as_hydra_takes_them():
+    assert free_settings(["store=a b", "fields.x.unit=m", "take.a=b", "to_6d.a=[1]", "src=x"]) == [
+        "store.path=a b",
+        "++fields.x.unit=m",
+        "++take.a=b",
+        "++to_6d.a=[1]",
+        "src=x",
+    ]
+    assert free_settings(["format.columns.x=[a]", "take=[a]"]) == [
+        "++format.columns.x=[a]",
+        "take=[a]",
+    ]
+
+
+def test_formats_that_are_read():
+    assert {"d4rl", "diffusion_policy", "dppo", "folder", "minari", "robomimic"} <= set(
+        read_formats()
+    )
+
+
+@pytest.mark.parametrize("known", [path.stem for path in (CONFIGS / "known").glob("*.yaml")])
+def test_known_answers_are_those_of_the_store_they_are_of(known):
+    """The contract that `known` gives is the one that configs/store spells out."""
+    if not PUSH_T.exists():
+        pytest.skip("the published data set is not on this machine")
+    cfg = compose_config("import", free_settings([f"known={known}", f"src={PUSH_T}", "store=x"]))
+    name = known.replace("push_t", "push_t_human")
+    store = instantiate(compose_config("doctor", [f"store={name}", f"path={PUSH_T}"]).store)
+    assert import_data.open_importer(cfg).contract == store.contract
+
+
+def test_the_command_line(tmp_path):
+    path = robomimic(tmp_path, episodes())
+    command = [sys.executable, "-m", "policy.cli", "import", "format=robomimic", f"src={path}"]
+    root = CONFIGS.parent
+
+    def result(*more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [*command, *more], cwd=root, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    store = tmp_path / "store.zarr"
+    asked = result(f"store={store}", "take=[eef_pos]")
+    assert asked.returncode == 1
+    assert "please give fields.eef_pos.unit=... fields.action.unit=..." in asked.stderr
+    told = ["fields.eef_pos.unit=m", "fields.action.unit=1", "fields.action.rotation=none"]
+    done = result(f"store={store}", "take=[eef_pos]", *told)
+    assert (done.returncode, EpisodeStore.open(store).n_episodes) == (0, 3)
+    assert EpisodeStore.open(store).contract.action.kind == "delta"
+    assert "import" in cli.usage()
+
+
+def test_a_real_ctrl_c_keeps_whole_episodes(tmp_path):
+    path = write_npz_folder(tmp_path, episodes(lengths=(2,) * 100))
+    store = tmp_path / "store.zarr"
+    command = [sys.executable, "-m", "policy.cli", "import", "format=folder", f"src={path}"]
+    command += [f"store={store}", *TOLD]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, cwd=CONFIGS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    try:
+        deadline = time.monotonic() + 100
+        while not store.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert b"go on with the same command" in said
+    n_there = EpisodeStore.open(store).n_episodes
+    assert n_there < 100
+    assert (
+        subprocess.run(
+            command, cwd=CONFIGS.parent, check=False, timeout=200, capture_output=True
+        ).returncode
+        == 0
+    )
+    numbers = [e["source_number"] for e in EpisodeStore.open(store).episode_metadata]
+    assert numbers == list(range(100))
+
+
+def test_pictures_may_be_kept_with_loss():
+    assert compose_config("import", ["src=a", "store.path=b"]).codec._target_.endswith("Lossless")
+    cfg = compose_config("import", ["src=a", "store.path=b", "codec=jpeg", "codec.quality=80"])
+    assert instantiate(cfg.codec) == Jpeg(80)
