@@ -1,21 +1,48 @@
 """What is wrong with a store, each finding with a code and what to do about it.
 
-S001 error    not a readable zarr group          S006 error    a number that cannot be used
-S002 error    no contract, or a broken one       S007 error    zero episodes
-S003 error    episode ends missing or wrong      S008 warning  very short episodes
-S004 error    a missing array                    S009 warning  an element that never changes
-S005 error    shape, dtype or length is wrong    S010 warning  steps of an unfinished episode
-S011 error    written by a newer program         S012 error    episode metadata is not JSON
+S001 error    not a readable zarr group          S016 warning  jitter, or another rate
+S002 error    no contract, or a broken one       S017 warning  an element that is cut off
+S003 error    episode ends missing or wrong      S018 warning  numbers beyond the limits
+S004 error    a missing array                    S019 warning  jumps between two steps
+S005 error    shape, dtype or length is wrong    S020 warning  copies of episodes
+S006 error    a number that cannot be used       S021 warning  episodes that begin as others
+S007 error    zero episodes                      S022 warning  training data in validation
+S008 warning  very short episodes                S023 warning  pictures and state misaligned
+S009 warning  an element that never changes      S024 warning  frozen pictures
+S010 warning  steps of an unfinished episode     S025 warning  idle stretches
+S011 error    written by a newer program         S026 warning  a unit that looks wrong
+S012 error    episode metadata is not JSON       S027 warning  discrete that is not
+S013 warning  episodes of an unusual length      S028 warning  a rotation that is none
+S014 warning  time that does not advance         S029 warning  actions without effect
+S015 warning  gaps in time
+
+The store is read twice and pictures once, some episodes at a time, so memory does not grow with it
+but for some numbers an episode. What counts as much or little is relative to the store itself, and
+set so that a sound recording of a scripted expert has no findings. See `data.checks`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import zarr
 
+from data.checks.duplicates import Against, Duplicates
+from data.checks.effect import Effect, Foretelling
+from data.checks.episode import Check, Episode
+from data.checks.finding import Finding, some
+from data.checks.idle import Idle
+from data.checks.jumps import Jumps
+from data.checks.lengths import Lengths
+from data.checks.limits import Limits, Saturation
+from data.checks.meaning import Meaning
+from data.checks.pictures import Pictures
+from data.checks.reading import Reader
+from data.checks.rotations import Rotations
+from data.checks.scales import Scales
+from data.checks.times import Times
 from data.layout import (
     Source,
     StoreError,
@@ -29,8 +56,6 @@ from data.layout import (
 from data.store import EpisodeStore
 from data.types import Contract, ContractError, Field
 
-SHORT = 8  # steps; fewer than what a policy usually executes between two plans
-
 FIXES = {
     "S001": "give the folder of a zarr group, the one that holds data/ and meta/",
     "S002": "name a contract: store=NAME, as configs/store/push_t_human.yaml",
@@ -42,23 +67,22 @@ FIXES = {
 }
 
 Result = TypeVar("Result")
+Progress = Callable[[int, int], object]  # steps looked at, of how many
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
+class Look:
+    """What else to look at than the store itself.
 
     Args:
-        code: what kind of thing, see the top of this file.
-        severity: an error keeps the store from being used, a warning does not.
-        message: what and where, with the value and the limit.
-        fix: what to do.
+        is_held_out: of a number of episodes, which ones training would validate on, as bool [n].
+        against: other stores that must not hold the same episodes.
+        pictures: whether pictures are looked at; they take the most time.
     """
 
-    code: str
-    severity: Literal["error", "warning"]
-    message: str
-    fix: str
+    is_held_out: Callable[[int], np.ndarray] = lambda n: np.zeros(n, bool)
+    against: Sequence[EpisodeStore] = ()
+    pictures: bool = True
 
 
 def examine_store(
@@ -66,6 +90,8 @@ def examine_store(
     contract: Contract | None = None,
     *,
     sources: Mapping[str, Source] | None = None,
+    look: Look | None = None,
+    progress: Progress | None = None,
 ) -> list[Finding]:
     """Everything that is wrong with a store; an empty list is a healthy one.
 
@@ -73,8 +99,24 @@ def examine_store(
         path: folder of the store.
         contract: meaning of the numbers, for a store without a contract of its own.
         sources: where such a store keeps fields whose arrays have other names.
+        look: what else to look at.
+        progress: called after every episode.
     """
     path = Path(path)
+    findings = _examine_layout(path, contract, sources)
+    if any(finding.severity == "error" for finding in findings):
+        return findings
+    store = EpisodeStore.open(path, contract=contract, sources=sources)
+    metadata = _try(findings, "S012", lambda: store.episode_metadata)
+    if metadata is None:
+        metadata = [{}] * store.n_episodes
+    return findings + _examine_numbers(store, metadata, look or Look(), progress)
+
+
+def _examine_layout(
+    path: Path, contract: Contract | None, sources: Mapping[str, Source] | None
+) -> list[Finding]:
+    """Whether the store can be read at all: arrays, shapes, ends, contract."""
     findings: list[Finding] = []
     group = _try(findings, "S001", lambda: open_group(path, "r"))
     if group is None:
@@ -94,11 +136,8 @@ def examine_store(
     for name, field in chosen.fields.items():
         source = Source(name) if is_own else (sources or {}).get(name, Source(name))
         _examine_array(findings, path, group, name, field, ends=ends, is_own=is_own, source=source)
-    _examine_ends(findings, ends)
-    if not any(finding.severity == "error" for finding in findings):
-        store = EpisodeStore.open(path, contract=contract, sources=sources)
-        _try(findings, "S012", lambda: store.episode_metadata)
-        _examine_numbers(findings, store)
+    if not len(ends):
+        findings.append(Finding("S007", "error", "the store has zero episodes", "record some"))
     return findings
 
 
@@ -148,65 +187,86 @@ def _examine_array(
         )
 
 
-def _examine_ends(findings: list[Finding], ends: np.ndarray) -> None:
-    if not len(ends):
-        findings.append(Finding("S007", "error", "the store has zero episodes", "record some"))
-        return
-    lengths = np.diff(ends, prepend=0)
-    short = np.flatnonzero(lengths < SHORT)
-    if len(short):
-        findings.append(
+def _examine_numbers(
+    store: EpisodeStore, metadata: Sequence[Mapping], look: Look, progress: Progress | None
+) -> list[Finding]:
+    """Both passes over the episodes."""
+    path, contract = store.path, store.contract
+    reader = Reader(store, metadata)
+    n_passes = 2 * store.n_steps
+    scales, foretelling = Scales(contract), Foretelling(contract)
+    names = [name for name in reader.names if name in contract.fields]
+    duplicates = Duplicates(path, names, reader.episode, look.is_held_out(store.n_episodes))
+    first: list[Check] = [
+        Lengths(path),
+        Times(path, contract),
+        Limits(path, contract),
+        duplicates,
+        Rotations(path, contract),
+        *(_against(store, other) for other in look.against),
+    ]
+    done = 0
+    for episode in reader.episodes():
+        scales.see(episode)
+        foretelling.see(episode)
+        for check in first:
+            check.see(episode)
+        done += episode.length
+        if progress is not None:
+            progress(done, n_passes)
+    second: list[Check] = [
+        Meaning(contract, scales),
+        Saturation(contract, scales),
+        Jumps(path, contract, scales),
+        Pictures(path, contract, scales),
+        Idle(path, contract, scales),
+        Effect(path, contract, scales, foretelling),
+    ]
+    done = store.n_steps
+    for episode in _with_motion(reader) if look.pictures else reader.episodes():
+        for check in second:
+            check.see(episode)
+        done += episode.length
+        if progress is not None:
+            progress(done, n_passes)
+    found = [*_unusable(reader), *scales.findings()]
+    for check in (*first, *second):
+        found += check.findings()
+    return sorted(found, key=lambda finding: (finding.severity, finding.code))
+
+
+def _with_motion(reader: Reader) -> Iterator[Episode]:
+    for episode in reader.episodes():
+        yield replace(episode, motion=reader.motion(episode.index))
+
+
+def _against(store: EpisodeStore, other: EpisodeStore) -> Against:
+    shared = [
+        name
+        for name, meaning in store.contract.fields.items()
+        if not meaning.is_image
+        and name in other.contract.fields
+        and other.contract.fields[name].size == meaning.size
+    ]
+    theirs = Reader(other, other.episode_metadata, shared).episodes()
+    return Against(store.path, other.path, shared, theirs)
+
+
+def _unusable(reader: Reader) -> list[Finding]:
+    """S006: what could not be read."""
+    found = []
+    for name, message in reader.complaints.first.items():
+        episodes = sorted(set(reader.complaints.episodes[name]))
+        found.append(
             Finding(
-                "S008",
-                "warning",
-                f"{len(short)} of {len(ends)} episodes have fewer than {SHORT} steps: "
-                f"{_some(short)}",
-                "an episode shorter than horizons.action is left out of training",
+                "S006",
+                "error",
+                f"{message}; episodes concerned: {some(episodes)}",
+                "train without these episodes or record them again",
+                tuple(episodes),
             )
         )
-
-
-def _examine_numbers(findings: list[Finding], store: EpisodeStore) -> None:
-    for name, field in store.contract.fields.items():
-        low, high, bad = _extent(store, name)
-        if bad:
-            message, episodes = bad
-            findings.append(
-                Finding(
-                    "S006",
-                    "error",
-                    f"{message}; episodes concerned: {_some(np.array(episodes))}",
-                    "train without these episodes or record them again",
-                )
-            )
-        elif not field.is_image and np.any(low == high):
-            constant = np.flatnonzero(low == high)
-            findings.append(
-                Finding(
-                    "S009",
-                    "warning",
-                    f"{name}: the elements {_some(constant)} never change",
-                    "a policy learns nothing from them; leave them out if that is not meant",
-                )
-            )
-
-
-def _extent(
-    store: EpisodeStore, name: str
-) -> tuple[np.ndarray, np.ndarray, tuple[str, list[int]] | None]:
-    """Lowest and highest value of each element; the first complaint and the bad episodes."""
-    low, high = np.full(1, np.inf), np.full(1, -np.inf)
-    complaint, bad = "", []
-    starts = np.concatenate([[0], store.episode_ends[:-1]])
-    for episode, (start, end) in enumerate(zip(starts, store.episode_ends, strict=True)):
-        try:
-            values = store.read_rows(name, np.arange(start, end)).reshape(end - start, -1)
-        except StoreError as error:
-            complaint = complaint or str(error)
-            bad.append(episode)
-            continue
-        low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
-    return low, high, (complaint, bad) if bad else None
+    return found
 
 
 def _try(findings: list[Finding], code: str, look: Callable[[], Result]) -> Result | None:
@@ -216,9 +276,3 @@ def _try(findings: list[Finding], code: str, look: Callable[[], Result]) -> Resu
     except (StoreError, ContractError) as error:
         findings.append(Finding(code, "error", str(error), FIXES[code]))
         return None
-
-
-def _some(values: np.ndarray, limit: int = 10) -> str:
-    """The first few of many numbers."""
-    rest = f" and {len(values) - limit} more" if len(values) > limit else ""
-    return ", ".join(str(value) for value in values[:limit]) + rest

@@ -11,6 +11,9 @@ VERBS = {
     "collect": "record demonstrations of a scripted expert into a store",
     "train": "train a diffusion policy on a store of demonstrations",
     "fit": "fit to a checkpoint what samplers start from: grids of noise levels, anchors",
+    "import": "bring the demonstrations of other formats into a store",
+    "export": "write the demonstrations of a store in a format of others",
+    "foresee": "give a checkpoint foresight: late chunks start from where the robot will be",
     "import_policy": "make a checkpoint of a published state-based Diffusion Policy",
     "finetune": "improve a checkpoint by reward: play, learn from it, keep the best",
     "evaluate": "measure a checkpoint on unseen starts: score and success with intervals, videos",
@@ -20,11 +23,16 @@ VERBS = {
     "run": "control a (simulated) robot in wall-clock time and report periods and latencies",
     "serve": "serve a checkpoint's plans to a robot over the network (ws://)",
     "calibrate": "measure how late a robot's readings are and how late it does what it is told",
+    "edit": "hide, relabel, copy, merge and split the episodes of a store",
+    "view": "look at episodes: pictures, state, actions and chunks, in a page or in files",
     "doctor": "say what is wrong with a store, a checkpoint or this machine, and how to mend it",
     "experts": "draw which experts of a checkpoint serve which noise levels",
     "bench": "measure how fast the parts run on this machine",
     "bench_experts": "measure what a mixture of experts costs, and a dense network of its size",
 }
+
+
+MODULES = {"import": "import_data"}  # of verbs that cannot be the name of one
 
 
 def usage() -> str:
@@ -56,7 +64,7 @@ def main() -> None:
         sys.exit(2)
     # Imports take seconds, and Ctrl-C raised inside them ends in whatever they make of it.
     previous = signal.signal(signal.SIGINT, _leave)
-    module = importlib.import_module(f"policy.{verb}")
+    module = importlib.import_module(f"policy.{MODULES.get(verb, verb)}")
     signal.signal(signal.SIGINT, previous)
     module.main()
 

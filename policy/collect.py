@@ -18,8 +18,10 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from data.codec import Codec
 from data.record import Expert, RecordReport, contract_of, record
 from data.store import EpisodeStore
 from data.types import Contract, ContractError
@@ -35,7 +37,7 @@ def record_task(
     env = maker(cfg, task)()
     try:
         experts = _experts(env, cfg)
-        store = _open(path, contract_of(env), tasks)
+        store = _open(path, contract_of(env), tasks, codec=instantiate(cfg.codec))
         seeds = range(cfg.seed, cfg.seed + cfg.starts)
         n_episodes = len(seeds) * len(experts)
         with progress_bar(total=n_episodes, unit="episode", description=task) as bar:
@@ -94,11 +96,13 @@ def _noisy(
     return make_noisy
 
 
-def _open(path: Path, contract: Contract, tasks: Sequence[str | None]) -> EpisodeStore:
+def _open(
+    path: Path, contract: Contract, tasks: Sequence[str | None], *, codec: Codec
+) -> EpisodeStore:
     if not path.exists():
         if len(tasks) > 1:
             contract = replace(contract, task=joint_name(tasks))
-        return EpisodeStore.create(path, contract)
+        return EpisodeStore.create(path, contract, codec=codec)
     store = EpisodeStore.open(path, mode="a")
     contract.check(store.contract, this="the environment", that=f"the store {path}")
     if contract.task not in (store.contract.task, *store.contract.task.split(", "), *tasks):

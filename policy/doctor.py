@@ -2,36 +2,53 @@
 
     cadence doctor outputs/collect/latest/store.zarr
     cadence doctor PATH/pusht_cchi_v7_replay.zarr store=push_t_human
+    cadence doctor TRAIN.zarr against=[VALIDATION.zarr]      # do they share episodes or starts?
+    cadence doctor STORE.zarr json=true                      # for programs, with all episodes
     cadence doctor outputs/train/latest
     cadence doctor
 
-Each finding has a code, what was found and the fix. Exit status: 0 nothing wrong, 1 warnings only,
-2 errors.
+A store is asked whether it can be read, and then for what spoils training: lengths, gaps and jitter
+of time, numbers that are not finite, beyond their limits, cut off or constant, actions that jump or
+do nothing, copies of episodes, pictures that are late or frozen, idle stretches, units, rotations
+and discrete elements that are none. Each finding has a code (data/doctor.py lists them), what was
+found, in which episodes, and the fix. Exit status: 0 nothing wrong, 1 warnings only, 2 errors.
 """
 
+import json
 import os
 import platform
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
-from data.doctor import Finding, examine_store
+from data.checks.finding import Finding
+from data.dataset import split_episodes
+from data.doctor import Look, examine_store
+from data.store import EpisodeStore
 from envs.rendering import RenderingError, choose_backend, probe
 from policy.build import from_checkpoint
 from policy.checkpoint import load
 from policy.checkpoint_doctor import examine_checkpoint
+from policy.durable import write_text
 from policy.entry import entry
 from policy.fingerprint import fingerprint
+from policy.progress import progress_bar
 
 FREE_DISK_GB = 2.0  # a training run with its checkpoints stays below this
 
 
-def examine_machine() -> list[Finding]:
-    """What of this machine would get in the way of training or evaluation."""
+def examine_machine(say: Callable[[str], object] = print) -> list[Finding]:
+    """What of this machine would get in the way of training or evaluation.
+
+    Args:
+        say: is told what is there.
+    """
     findings = []
     try:
         backend = choose_backend()
@@ -39,7 +56,7 @@ def examine_machine() -> list[Finding]:
         failure = probe(backend) if is_set else ""  # otherwise it was probed by the choice
         if failure:
             raise RenderingError(f"MUJOCO_GL={backend} does not work ({failure}): leave it unset")
-        print(f"rendering: {backend}")
+        say(f"rendering: {backend}")
     except RenderingError as error:
         findings.append(Finding("M001", "warning", f"no rendering: {error}", "see the message"))
     free = shutil.disk_usage(Path.cwd()).free / 1e9
@@ -52,7 +69,7 @@ def examine_machine() -> list[Finding]:
                 "make room, or write elsewhere with out=DIR",
             )
         )
-    print(f"cuda: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
+    say(f"cuda: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
     return findings
 
 
@@ -74,22 +91,83 @@ def is_checkpoint(path: Path) -> bool:
     return any((path / mark).exists() for mark in marks) or path.name.startswith("step_")
 
 
-def run(cfg: DictConfig) -> int:
-    """Print the findings; returns the exit status."""
-    if cfg.path is None:
-        for name, version in fingerprint().items():
-            print(f"{name}: {version}")
-        return report(examine_machine())
-    path = Path(str(cfg.path))
-    if is_checkpoint(path):
-        findings = examine_checkpoint(path)
-        if not any(finding.severity == "error" for finding in findings):
-            findings += examine_policy(path)
-        return report(findings)
+def examine_demonstrations(cfg: DictConfig, path: Path) -> list[Finding]:
+    """What is wrong with a store of demonstrations.
+
+    Raises:
+        ValueError: `against` is no list of stores, one of them cannot be read, or `holdout` is out
+            of range.
+    """
     given = cfg.store.get("contract")
     contract = None if given is None else instantiate(given)
     sources = instantiate(cfg.store.get("sources"), _convert_="all")
-    return report(examine_store(path, contract, sources=sources))
+    others = list(cfg.against) if isinstance(cfg.against, ListConfig) else [cfg.against]
+    if not all(isinstance(other, str) for other in others):
+        raise ValueError(f"against is {cfg.against}, it must be a store or [stores]")
+    if not 0 <= cfg.holdout < 1:
+        raise ValueError(f"holdout is {cfg.holdout}, it must be in [0, 1)")
+
+    def is_held_out(n_episodes: int) -> np.ndarray:
+        chosen = np.zeros(n_episodes, bool)
+        chosen[split_episodes(n_episodes, cfg.holdout, seed=cfg.seed)[1]] = True
+        return chosen
+
+    look = Look(
+        is_held_out=is_held_out,
+        against=[EpisodeStore.open(o, contract=contract, sources=sources) for o in others],
+        pictures=cfg.pictures,
+    )
+    with progress_bar(unit="step") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return examine_store(path, contract, sources=sources, look=look, progress=progress)
+
+
+def run(cfg: DictConfig) -> int:
+    """Print the findings; returns the exit status."""
+    findings = examine(cfg)
+    if cfg.out is not None:
+        text = json.dumps(to_json(cfg.path, findings), indent=2, allow_nan=False)
+        write_text(Path(str(cfg.out)), text + "\n")
+    if cfg.json:
+        print(json.dumps(to_json(cfg.path, findings), indent=2, allow_nan=False))
+        return status_of(findings)
+    return report(findings)
+
+
+def examine(cfg: DictConfig) -> list[Finding]:
+    """What is wrong with what `path` is, or with this machine."""
+    if cfg.path is None:
+        say = (lambda _: None) if cfg.json else print
+        for name, version in fingerprint().items():
+            say(f"{name}: {version}")
+        return examine_machine(say)
+    path = Path(str(cfg.path))
+    if not is_checkpoint(path):
+        return examine_demonstrations(cfg, path)
+    findings = examine_checkpoint(path)
+    if not any(finding.severity == "error" for finding in findings):
+        findings += examine_policy(path)
+    return findings
+
+
+def to_json(path: str | None, findings: Sequence[Finding]) -> dict:
+    """Findings as JSON.
+
+    Args:
+        path: of what was examined; None: this machine.
+        findings: of it.
+    """
+    n_errors = sum(finding.severity == "error" for finding in findings)
+    return {
+        "path": path,
+        "errors": n_errors,
+        "warnings": len(findings) - n_errors,
+        "findings": [finding.to_json() for finding in findings],
+    }
 
 
 def report(findings: list[Finding]) -> int:
@@ -99,7 +177,13 @@ def report(findings: list[Finding]) -> int:
         print(f"     fix: {finding.fix}")
     n_errors = sum(finding.severity == "error" for finding in findings)
     print(f"{n_errors} errors, {len(findings) - n_errors} warnings")
-    return 2 if n_errors else 1 if findings else 0
+    return status_of(findings)
+
+
+def status_of(findings: Sequence[Finding]) -> int:
+    """Exit status: 0 for no findings, 1 for warnings only, 2 for errors."""
+    is_broken = any(finding.severity == "error" for finding in findings)
+    return 2 if is_broken else 1 if findings else 0
 
 
 def main() -> None:

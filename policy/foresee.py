@@ -32,7 +32,14 @@ from data.types import Contract
 from policy.build import from_checkpoint
 from policy.checkpoint import load
 from policy.entry import entry, pick_device, use_threads
-from policy.foresight import FILE, Foresight, dynamics_for, save_foresight, wrapped
+from policy.foresight import (
+    FILE,
+    Foresight,
+    check_foreseeable,
+    dynamics_for,
+    save_foresight,
+    wrapped,
+)
 from policy.nets.dynamics import Dynamics
 from policy.progress import progress_bar
 
@@ -45,7 +52,7 @@ class Episodes:
     """Steps of some episodes, end to end.
 
     Args:
-        observation: field name -> [n_steps, ...].
+        observation: field name -> [n_steps, ...], float32.
         action: [n_steps, Da].
         before: [n_steps, Da] the action of the step before; at an episode's begin, its own.
         left: [n_steps] how many steps of its episode come after a step.
@@ -85,7 +92,11 @@ def read_episodes(
     action = torch.from_numpy(store.read("action", episodes=episodes)).float()
     action = action.reshape(len(action), -1)
     return Episodes(
-        {k: torch.from_numpy(store.read(k, episodes=episodes)) for k in contract.observation},
+        # As floats, whatever they are: rounded to whole numbers, nothing could be learned of them.
+        {
+            name: torch.from_numpy(store.read(name, episodes=episodes)).float()
+            for name in contract.observation
+        },
         action,
         action[torch.from_numpy(np.maximum(steps - 1, first))],
         torch.from_numpy(ends - 1 - steps),
@@ -214,8 +225,9 @@ def run(cfg: DictConfig) -> Path:
     device = pick_device(cfg.device)
     loaded = load(cfg.checkpoint)
     policy = from_checkpoint(loaded).to(device).eval()
-    store = instantiate(cfg.store)
     contract = policy.contract
+    check_foreseeable(contract)  # Before pictures fill the memory.
+    store = instantiate(cfg.store)
     contract.check(store.contract, this=f"checkpoint {cfg.checkpoint}", that=f"store {store.path}")
     learned, held = split_episodes(store.n_episodes, cfg.holdout, seed=cfg.seed)
     episodes = read_episodes(store, contract, learned).to(device)
@@ -227,17 +239,28 @@ def run(cfg: DictConfig) -> Path:
     generator = torch.Generator().manual_seed(cfg.seed)
     fit(net, foresight, episodes, differences, scale, cfg, generator)
     net.eval()
+    check_learned(net)
     judged = read_episodes(store, contract, held).to(device) if len(held) else episodes
     errors = shares(foresight, judged, differences, scale)
     told = ", ".join(f"{n} ticks {100 * share:.1f} %" for n, share in errors.items())
+    told = told or "unknown, none has two steps"
     print(f"error, of what changes in {'held-out' if len(held) else 'these'} episodes: {told}")
     if any(share >= 1 for share in errors.values()):
         print("that is no better than to assume that nothing changes: do not use it")
     if (loaded.path / FILE).exists():
         print(f"the earlier one in {loaded.path} is replaced")
-    file = save_foresight(loaded.path, net, scale)
+    file = save_foresight(loaded.path, net, scale, normalizer=policy.normalizer)
     print(f"foresight: {file}")
     return file
+
+
+def check_learned(net: Dynamics) -> None:
+    """Raise ValueError where learning went astray, before an earlier model is replaced."""
+    if not all(weights.isfinite().all() for weights in net.parameters()):
+        raise ValueError(
+            "the model's weights are not finite after learning, nothing was written: lower lr, and "
+            "look at the store (cadence doctor)"
+        )
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -245,8 +268,8 @@ def check_settings(cfg: DictConfig) -> None:
     for name in ("steps", "batch_size", "n_ahead", "size", "n_blocks"):
         if type(cfg[name]) is not int or cfg[name] < 1:
             raise ValueError(f"{name} is {cfg[name]!r}, it must be a whole number of at least 1")
-    if not cfg.lr > 0:
-        raise ValueError(f"lr is {cfg.lr}, it must be positive")
+    if not 0 < cfg.lr < math.inf:
+        raise ValueError(f"lr is {cfg.lr}, it must be positive and finite")
 
 
 def main() -> None:

@@ -10,13 +10,14 @@ actions, and the chunk is planned from where they lead.
 
 Made by `cadence foresee`, beside a checkpoint whose other files stay as they are:
 
-    <checkpoint>/foresight.safetensors    net.*, scale [n]
+    <checkpoint>/foresight.safetensors    net.*, scale [n], statistics (digest of the normalizer's)
 
 Source: O. J. M. Smith, "Closer control of loops with dead time", Chem. Eng. Prog. 53, 1957: control
 the plant as its model says it will be once the delay is over.
 
 Differences from the paper: the model is learned and starts from each new observation, so that its
-errors do not add up beyond the delay; no loop around it is needed.
+errors do not add up beyond the delay; no loop around it is needed. Decided actions are those that
+were planned; what a governor will make of them is not known yet.
 
 Shape legend: `To` observed steps, `d` decided actions, `Da` action size, `n` numbers of all fields.
 """
@@ -34,12 +35,13 @@ from torch import Tensor
 
 from data.normalize import Normalizer
 from data.types import Contract
+from policy.agent import NotFiniteError
 from policy.checkpoint import CheckpointError
 from policy.durable import write_bytes
 from policy.nets.dynamics import Dynamics
 
 FILE = "foresight.safetensors"
-NET, SCALE = "net.", "scale"
+NET, SCALE, STATISTICS = "net.", "scale", "statistics"
 
 # (features [B, F], action before [B, Da], action [B, Da]) -> changes [B, n] in units of `scale`.
 Changes = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -55,7 +57,8 @@ class Foresight:
         scale: [n] unit of each change; 0 for what never changes.
 
     Raises:
-        ValueError: the contract has pictures, or fields that are scaled per task.
+        ValueError: the contract has pictures, fields that are scaled per task, or actions relative
+            to an observation.
     """
 
     def __init__(self, contract: Contract, normalizer: Normalizer, changes: Changes, scale: Tensor):
@@ -76,6 +79,9 @@ class Foresight:
 
         Returns:
             As `history`, `d` ticks later.
+
+        Raises:
+            NotFiniteError: the model foresees something that is not a number.
         """
         device = self._scale.device
         actions = torch.from_numpy(np.asarray(decided, np.float32)).to(device)
@@ -83,12 +89,20 @@ class Foresight:
             name: torch.from_numpy(np.array(steps)).to(device) for name, steps in history.items()
         }
         steps = [{name: values[-1:] for name, values in seen.items()}]
+        are_finite = [torch.ones((), dtype=torch.bool, device=device)]
         for before, action in itertools.pairwise(actions):
-            steps.append(self.next(steps[-1], before[None], action[None]))
+            change = self._change(steps[-1], before[None], action[None])
+            are_finite.append(change.isfinite().all())
+            steps.append(self._moved(steps[-1], change))
         foreseen = {
             name: torch.cat([values, *(step[name] for step in steps[1:])])[-len(values) :]
             for name, values in seen.items()
         }
+        if not torch.stack(are_finite).all():
+            raise NotFiniteError(
+                f"what is foreseen after {len(actions) - 1} decided actions is not finite: check "
+                f"the observation and {FILE} (cadence foresee)"
+            )
         return {name: values.cpu().numpy() for name, values in foreseen.items()}
 
     def next(
@@ -101,6 +115,10 @@ class Foresight:
             before: [B, Da] command of the tick before.
             action: [B, Da] command of this tick.
         """
+        return self._moved(observation, self._change(observation, before, action))
+
+    def _change(self, observation: Mapping[str, Tensor], before: Tensor, action: Tensor) -> Tensor:
+        """[B, n] what an observation changes by in a tick, physical units."""
         features = torch.cat(
             [self._normalizer.normalize(name, observation[name]) for name in self._fields], dim=-1
         )
@@ -108,23 +126,27 @@ class Foresight:
             self._normalizer.normalize("action", a.reshape(-1, *self._action_shape))
             for a in (before, action)
         )
-        change = self._scale * self._changes(features, before, action)
+        return self._scale * self._changes(features, before, action)
+
+    def _moved(self, observation: Mapping[str, Tensor], change: Tensor) -> dict[str, Tensor]:
+        """Observations, field name -> [B, ...], and their change [B, n]."""
         parts = change.split([field.size for field in self._fields.values()], dim=-1)
         return {
-            name: self._moved(name, observation[name], part)
+            name: self._field_moved(name, observation[name], part)
             for name, part in zip(self._fields, parts, strict=True)
         }
 
-    def _moved(self, name: str, values: Tensor, change: Tensor) -> Tensor:
-        """Values [B, ...] and their change; angles stay in -pi..pi."""
+    def _field_moved(self, name: str, values: Tensor, change: Tensor) -> Tensor:
+        """Values [B, ...] moved on; angles stay in -pi..pi, whole numbers in their range."""
         field = self._fields[name]
-        moved = values.reshape(len(values), field.size).float() + change
+        flat = values.reshape(len(values), field.size)
+        if not values.is_floating_point():
+            return _moved_whole(flat, change).reshape(values.shape)
+        moved = flat + change
         angles = list(field.angles)
         if angles:
             moved = moved.clone()
             moved[:, angles] = wrapped(moved[:, angles])
-        if not values.is_floating_point():
-            moved = moved.round()
         return moved.to(values.dtype).reshape(values.shape)
 
 
@@ -141,6 +163,20 @@ def check_foreseeable(contract: Contract) -> None:
             f"fields are scaled per {contract.scaled_per!r}: only a policy with one set of "
             f"statistics can be given foresight"
         )
+    if contract.action.kind == "relative":
+        raise ValueError(
+            "actions are relative to an observation, and decided ones to an older one than what "
+            "is foreseen: only absolute actions and changes (delta) can be foreseen"
+        )
+
+
+def _moved_whole(values: Tensor, change: Tensor) -> Tensor:
+    """Whole numbers, or booleans, and their change rounded; they stay in what their type holds."""
+    if values.dtype == torch.bool:
+        return values.float() + change >= 0.5
+    # Beyond 2**24 float32 does not hold whole numbers: only the change is rounded.
+    bounds = torch.iinfo(values.dtype)
+    return (values.long() + change.round().long()).clamp(bounds.min, bounds.max).to(values.dtype)
 
 
 def wrapped(angle: Tensor) -> Tensor:
@@ -149,10 +185,10 @@ def wrapped(angle: Tensor) -> Tensor:
     return angle - turn * torch.round(angle / turn)
 
 
-def save_foresight(folder: Path, net: Dynamics, scale: Tensor) -> Path:
-    """Write a model into a checkpoint's folder; returns the file."""
+def save_foresight(folder: Path, net: Dynamics, scale: Tensor, *, normalizer: Normalizer) -> Path:
+    """Write a model, made with a policy's normalizer, into its folder; returns the file."""
     tensors = {f"{NET}{name}": value for name, value in net.state_dict().items()}
-    tensors[SCALE] = scale
+    tensors[SCALE], tensors[STATISTICS] = scale, _digest(normalizer)
     write_bytes(folder / FILE, save({k: v.contiguous().cpu() for k, v in tensors.items()}))
     return folder / FILE
 
@@ -187,12 +223,15 @@ def load_foresight(
         if broken:
             raise ValueError(f"{broken[0]} holds numbers that are not finite")
         scale = tensors.pop(SCALE)
+        # The first files of this kind do not tell.
+        if not torch.equal(tensors.pop(STATISTICS, _digest(normalizer)), _digest(normalizer)):
+            raise ValueError("it was made with other statistics")
         state = {name.removeprefix(NET): value for name, value in tensors.items()}
         net = dynamics_for(contract, normalizer, **_sizes(state))
         net.load_state_dict(state)
         if scale.shape != (n_numbers(contract),):
             raise ValueError(f"{SCALE} has {len(scale)} numbers, not {n_numbers(contract)}")
-    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+    except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file} is damaged or of another policy ({error})",
             code="C004",
@@ -218,6 +257,11 @@ def dynamics_for(
 def n_numbers(contract: Contract) -> int:
     """Numbers of an observation."""
     return sum(field.size for field in contract.observation.values())
+
+
+def _digest(normalizer: Normalizer) -> Tensor:
+    """[32] bytes of the digest of a normalizer's statistics."""
+    return torch.tensor(list(bytes.fromhex(normalizer.digest())), dtype=torch.uint8)
 
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, int]:

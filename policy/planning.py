@@ -126,7 +126,7 @@ class AgentPlanner:
         return min(len(self._agents), len(self._urgent)) - 1
 
     def warm_up(self, n: int = 3) -> None:
-        """Plan for nothing with every agent: the first calls of a network are slower.
+        """Plan for nothing with every agent, and foresee: the first calls of a network are slower.
 
         Args:
             n: chunks of each agent.
@@ -139,6 +139,9 @@ class AgentPlanner:
         for name, field in fields.items():
             if name == self.contract.scaled_per:  # A one-hot field has to name somebody.
                 history[name].reshape(self.horizons.obs, field.size)[:, 0] = 1
+        if self._foresight is not None:
+            n_decided = 1 + self.horizons.future - self.horizons.action
+            self._foresight(history, np.zeros((n_decided, self.contract.action.size)))
         for agent in [*self._agents, *self._urgent]:
             streams = agent.start([0])
             for _ in range(n):
@@ -149,7 +152,8 @@ class AgentPlanner:
         """The chunk for `request.tick`; the stream moves on by what has passed.
 
         Raises:
-            NotFiniteError: the denoiser predicted something that is not a number.
+            NotFiniteError: the denoiser predicted, or the foresight saw, something that is not a
+                number.
             ValueError: the request is older than the last one of its epoch.
         """
         history, decided = self._foreseen(request)
@@ -164,8 +168,7 @@ class AgentPlanner:
                 f"ask in order, or begin a new epoch"
             )
         else:
-            # Where less is decided than last time, the stream may be ahead; it waits.
-            self._move_on(agent, self._streams, max(now - self._now, 0))
+            self._move_on(agent, self._streams, now - self._now)
         self._asked, self._now = request.tick, now
         batch = {name: np.asarray(values)[None] for name, values in history.items()}
         actions = agent.chunk(self._streams, batch)[0]
@@ -183,8 +186,10 @@ class AgentPlanner:
         return self._foresight(request.history, decided), decided[1:].astype(dtype)
 
     def _move_on(self, agent: Agent, streams: Streams, passed: int) -> None:
-        if passed < self.horizons.future:
+        if 0 <= passed < self.horizons.future:
             agent.shift(streams, passed)
-        else:  # Nothing of the last plan is left.
+        else:
+            # Nothing of the last plan is left; or it was foreseen from later than now, because more
+            # was decided then, and its actions are not those for now.
             agent.renew(streams, 0)
             streams.ticks[0] += passed

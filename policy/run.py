@@ -11,7 +11,8 @@ chunks meet. Nothing reaches the robot but what the governor (`governor`) lets t
 application-level protection, not a certified safety function, and a robot's own emergency stop
 stays mandatory. Ctrl-C brings the robot to rest within its limits and keeps what was measured; so
 does `kill -USR1 PID` as an emergency stop, at the next tick. A fault of the governor ends the run
-with exit status 3. Latencies are of warm calls. Writes run.json.
+with exit status 3. Latencies are of warm calls. Writes run.json; with `trace=true` also what was
+seen, planned and sent, for `cadence view`.
 """
 
 import contextlib
@@ -48,6 +49,7 @@ from policy.serve import read_token
 from policy.serving.client import RemotePlanner
 from policy.tasks import check_told, maker
 from policy.telemetry import Telemetry
+from policy.trace import Trace, TracedPlanner
 from policy.types import Planner, Robot
 
 FAULT_STATUS = 3
@@ -156,6 +158,11 @@ def planner_of(cfg: DictConfig, robot: Contract) -> Iterator[Planner]:
             f"and policy=ws://HOST:PORT"
         )
     if cfg.policy is not None:
+        if cfg.seam.foresight:
+            raise ValueError(
+                "this seam needs foresight, and the policy runs in a server: give foresight=true "
+                "to cadence serve, and seam=none here"
+            )
         token = read_token(cfg.token_file, cfg.token_env) or ""
         with RemotePlanner(
             cfg.policy, robot, token=token, deadline=cfg.deadline, name=f"cadence run {os.getpid()}"
@@ -170,6 +177,7 @@ def planner_of(cfg: DictConfig, robot: Contract) -> Iterator[Planner]:
         action_horizon=cfg.action_horizon,
         device=device,
         goal_weight=cfg.goal_weight,
+        foresight=cfg.seam.foresight,
     )
     this = f"checkpoint {cfg.checkpoint}"
     check_told(local.contract, robot, this=this, that="the robot")
@@ -195,7 +203,10 @@ def run(cfg: DictConfig) -> dict | int:
         governor = instantiate(cfg.governor)(
             action=robot.contract.action, control_dt=robot.contract.control_dt
         )
-        governed = Governed(cast(Robot, robot), governor)
+        trace = Trace(robot.contract) if cfg.trace else None
+        governed = Governed(
+            cast(Robot, robot), governor, watch=None if trace is None else trace.add_sent
+        )
         manner, delay = instantiate(cfg.seam.manner), instantiate(cfg.seam.delay)
         with (
             emergency_stop_on_signal(governed),
@@ -204,7 +215,9 @@ def run(cfg: DictConfig) -> dict | int:
             out = out_dir(cfg, "run")
             try:
                 with (
-                    Inference(planner, clock=clock) as inference,
+                    Inference(
+                        TracedPlanner(planner, trace) if trace else planner, clock=clock
+                    ) as inference,
                     logged_elsewhere(),
                     Interruption() as interruption,
                     Telemetry(planner, governed, log),
@@ -228,6 +241,8 @@ def run(cfg: DictConfig) -> dict | int:
                 write_json(out / "run.json", results)
                 print(timing_table(log))
                 print(summary_line(governed, finished))
+                if trace is not None:
+                    trace.write(out, [asdict(episode) for episode in finished])
     finally:
         robot.close()
     return FAULT_STATUS if governed.fault is not None else results

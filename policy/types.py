@@ -189,8 +189,8 @@ class Request:
         is_urgent: whether chunks were late time and again, so that a coarser one that comes sooner
             is better.
         decided: [1 + delay, Da] what was commanded last, and the actions that are decided for
-            `tick` and the ticks after it; None where nothing was commanded yet, or where the plan
-            ends before.
+            `tick` and the ticks after it; None where nothing was commanded in the tick before, or
+            where the plan ends before.
     """
 
     history: Mapping[str, np.ndarray]

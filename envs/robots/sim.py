@@ -26,6 +26,8 @@ ContractT = TypeVar("ContractT")
 EARLY = 0.02
 # Part of a limit by which an action may exceed it uncounted: float32 rounds 0.2 up.
 FLOAT32 = 1e-6
+# The same of a limit of 0, in the action's units.
+TINY = 1e-8
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def checked_action(action: np.ndarray, tick: int, *, shape: tuple[int, ...]) -> 
 def clipped(action: np.ndarray, limits: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, bool]:
     """The action [Da] within its limits, and whether that changed it beyond float32's rounding."""
     within = np.minimum(np.maximum(action, limits[0]), limits[1])
-    return within, bool((np.abs(within - action) > FLOAT32 * np.abs(within)).any())
+    return within, bool((np.abs(within - action) > FLOAT32 * np.abs(within) + TINY).any())
 
 
 def action_limits(field: Mapping) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """A robot behind a governor: the only object that holds the driver's `command`."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,6 +17,8 @@ class Governed:
     Args:
         robot: driver.
         governor: made for the robot's contract; not to be used by anybody else.
+        watch: told what was observed last, what was sent [Da], and for which tick, after each
+            command; None: nobody is.
 
     Attributes:
         contract: the robot's.
@@ -25,11 +28,18 @@ class Governed:
         ValueError: the governor is for another contract, or a real robot lacks limits.
     """
 
-    def __init__(self, robot: Robot, governor: Governor):
+    def __init__(
+        self,
+        robot: Robot,
+        governor: Governor,
+        *,
+        watch: Callable[[Observation, np.ndarray, int], None] | None = None,
+    ):
         self.contract: Contract = robot.contract
         self.governor = governor
         self._robot = robot
-        self._observed = -math.inf  # Capture time of the newest observation [s].
+        self._observed: Observation | None = None  # The newest one.
+        self._watch = watch
         if governor.action != robot.contract.action:
             raise ValueError(
                 f"the governor is for actions {governor.action}, the robot takes "
@@ -74,9 +84,8 @@ class Governed:
 
     def read(self) -> Observation:
         """The robot's newest observation."""
-        observation = self._robot.read()
-        self._observed = observation.capture_time
-        return observation
+        self._observed = self._robot.read()
+        return self._observed
 
     def send(
         self, wanted: np.ndarray | None, *, tick: int, now: float, asked: float
@@ -92,19 +101,21 @@ class Governed:
         Returns:
             What was sent [Da]; None if nothing was.
         """
-        allowed = self.governor(wanted, now=now, observed=self._observed, asked=asked)
-        if allowed is not None:
-            self._robot.command(allowed, tick)
-        return allowed
+        seen = -math.inf if self._observed is None else self._observed.capture_time
+        return self._command(self.governor(wanted, now=now, observed=seen, asked=asked), tick)
 
     def brake(self, *, tick: int) -> np.ndarray | None:
         """Send the next step of the fastest stop, then a hold; as `send`, but nothing is refused.
 
         Called once a control tick until `governor.is_at_rest`, it ends a motion that may end.
         """
-        allowed = self.governor.brake()
+        return self._command(self.governor.brake(), tick)
+
+    def _command(self, allowed: np.ndarray | None, tick: int) -> np.ndarray | None:
         if allowed is not None:
             self._robot.command(allowed, tick)
+            if self._watch is not None and self._observed is not None:
+                self._watch(self._observed, allowed, tick)
         return allowed
 
     def stop(self) -> None:

@@ -130,7 +130,8 @@ class TimingLog:
             time: when [s].
             due: begin of its tick [s].
             woken: when the loop woke up for it [s].
-            kept: part of `time - due` which the operating system kept from control [s].
+            kept: what the operating system kept from control until then [s]; where ticks were
+                missed, part of it is before `due`.
         """
         if self._last_command is not None:
             self.periods.add(time - self._last_command)
@@ -138,7 +139,7 @@ class TimingLog:
         self.wakes.add(woken - due)
         self.works.add(time - woken)
         self.delays.add(time - due)
-        self.own_delays.add(time - due - kept)
+        self.own_delays.add(max(time - due - kept, 0.0))
         self.n_stalls += kept > STALL
 
     def add_jump(self, size: float, *, is_seam: bool) -> None:

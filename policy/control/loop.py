@@ -226,7 +226,8 @@ class _Loop:
 
     def _ask(self, tick: int, history: History, observation: Observation) -> None:
         longest = self._horizons.future - self._horizons.action
-        delay = min(self._delay.ticks, longest)
+        # Where the robot holds until a chunk is there, nothing of it is decided before.
+        delay = 0 if self._manner.is_synchronous else min(self._delay.ticks, longest)
         self._next_request = tick + self._horizons.action
         self._observed = observation.capture_time
         self._inference.ask(

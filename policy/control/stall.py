@@ -14,7 +14,8 @@ of a virtual machine took the processor away. Linux tells them apart by three co
 | it slept until it was due, and left the processor for that only | all that it woke up late |
 | it left its processor otherwise: perhaps it waited for us       | queue, which is certain |
 
-So what is doubtful counts as ours. Where the counters are missing (not Linux), nothing is counted.
+So what is doubtful counts as ours. Where the counters are missing (not Linux), or stand still at 0
+(a Linux built without them), nothing is counted.
 """
 
 import os
@@ -58,10 +59,16 @@ class SystemStalls:
         except OSError:
             self._file = -1
         self._cpu, self._queue, self._n_slices = self._look()
+        if self._n_slices == 0:  # A thread that runs was put on a processor.
+            self._close()
 
     def __del__(self):
+        self._close()
+
+    def _close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
+        self._file = -1
 
     def asleep(self, late: float) -> float:
         """What the system kept since the last call, when the thread slept [s].

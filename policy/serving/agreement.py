@@ -7,7 +7,7 @@ import numpy as np
 
 from data.types import Contract, ContractError
 from policy.serving.errors import Code, WireError
-from policy.serving.frame import DTYPES, MAX_FRAME, MAX_HEAD
+from policy.serving.frame import DTYPES, MAX_ARRAYS, MAX_FRAME, MAX_HEAD
 from policy.types import Request
 
 
@@ -37,6 +37,11 @@ def check_types(contract: Contract) -> None:
     Args:
         contract: of a planner, with its horizons.
     """
+    if len(contract.fields) > MAX_ARRAYS:  # The observation, and the decided actions.
+        raise ContractError(
+            f"an observation has {len(contract.observation)} fields, at most {MAX_ARRAYS - 1} are "
+            f"served"
+        )
     for name, field in contract.fields.items():
         if np.dtype(field.dtype).name not in DTYPES:
             raise ContractError(
@@ -71,7 +76,9 @@ def check_history(history: Mapping[str, np.ndarray], contract: Contract) -> None
 
 
 def check_decided(request: Request, contract: Contract) -> None:
-    """Raise WireError unless decided actions, where there are some, are as many as it says.
+    """Raise WireError unless decided actions, where there are some, are what it says.
+
+    They are as many as there are ticks, and numbers that float32 holds too.
 
     Args:
         request: as it came.
@@ -83,6 +90,10 @@ def check_decided(request: Request, contract: Contract) -> None:
             Code.BAD_OBSERVATION,
             f"the decided actions are {decided.dtype} {decided.shape}, they must be float64 "
             f"{shape}: the last command, and one for each of {request.delay} ticks",
+        )
+    if decided is not None and (np.abs(decided) > np.finfo(np.float32).max).any():
+        raise WireError(
+            Code.NOT_FINITE, "a decided action is larger than float32 can hold: look there"
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.types import Contract
-from envs.robots.sim import SimRobot
+from envs.robots.sim import SimRobot, clipped
 
 MAKE = functools.partial(gymnasium.make, "envs.pillar:cadence/Pillar-v0")
 DT = 0.1
@@ -153,6 +153,16 @@ def test_commands_are_clipped_and_counted(clock):
     robot.command(np.array([-0.2, 0.0, 5.0, 1.0]), 0)
     robot.command(np.float32([-0.3, 0.25, 0.2, 1.0]), 0)  # rounding is no clipping
     assert robot.clipped == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "is_clipped"),
+    [(0.2 * (1 + 1e-7), False), (0.2001, True), (-1e-9, False), (-1e-6, True)],
+)
+def test_rounding_beside_a_limit_is_no_clipping_also_where_it_is_0(action, is_clipped):
+    within, told = clipped(np.array([action]), (np.zeros(1), np.array([0.2])))
+    assert told == is_clipped
+    assert 0.0 <= within[0] <= 0.2
 
 
 @pytest.mark.parametrize("action", [np.zeros(3), np.full(4, np.nan)])

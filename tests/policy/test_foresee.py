@@ -2,11 +2,15 @@
 
 import math
 import shutil
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from data.normalize import Normalizer
 from data.store import EpisodeStore
 from data.types import Contract, Field
 from policy import foresee
@@ -15,10 +19,14 @@ from policy.checkpoint import load
 from policy.controls import AsyncLoop
 from policy.entry import compose_config
 from policy.foresee import Differences, Episodes, read_episodes, scale_of
-from policy.foresight import FILE, load_foresight
+from policy.foresight import FILE, Foresight, dynamics_for, load_foresight
+from policy.planning import AgentPlanner
 from policy.run import planner_of
+from policy.serving.client import RemotePlanner
 from policy.tasks import maker
 from policy.train import prepare
+from policy.types import Request
+from tests.policy.serving.serving_fakes import FakePlanner, serving
 
 CONTRACT = Contract(
     {
@@ -122,6 +130,45 @@ def test_a_second_one_replaces_the_first_and_touches_nothing_else(checkpoint, ca
     assert {name for name in after if after[name] != before.get(name)} == {FILE}
 
 
+def test_a_model_that_went_astray_replaces_nothing(checkpoint):
+    path = load(checkpoint / "run").path
+    foresee.run(config(checkpoint, "steps=2"))
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(ValueError, match="not finite after learning, nothing was written"):
+        foresee.run(config(checkpoint, "steps=30", "lr=1e30"))
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+def test_whole_numbers_are_learned_as_well():
+    rng = np.random.default_rng(0)
+    action = rng.integers(-3, 4, (200, 1))
+    count = np.cumsum(action, axis=0) - action  # The action is added in the next tick.
+    field = Field(shape=(1,), normalization="identity")
+    whole = Field(shape=(1,), dtype="int64")
+    contract = Contract({"count": whole}, field, control_dt=0.1)
+
+    class Store:
+        def lengths_of(self, episodes):
+            return np.full(len(episodes), 20)
+
+        def read(self, key, *, episodes):
+            return {"count": count, "action": action.astype(np.float32)}[key]
+
+    episodes = read_episodes(Store(), contract, range(10))  # pyright: ignore
+    differences = Differences(contract)
+    scale = scale_of(episodes, differences)
+    torch.manual_seed(0)
+    normalizer = Normalizer.fit(contract, {"count": count, "action": action.astype(np.float32)})
+    net = dynamics_for(contract, normalizer, size=16, n_blocks=1)
+    foresight = Foresight(contract, normalizer, net, scale)
+    cfg = OmegaConf.create({"n_ahead": 1, "steps": 300, "batch_size": 32, "lr": 1e-2})
+    generator = torch.Generator().manual_seed(0)
+    foresee.fit(net, foresight, episodes, differences, scale, cfg, generator)
+    # By far better than that nothing changes, which is where the network begins.
+    assert foresee.shares(foresight, episodes, differences, scale)[1] < 0.3
+    assert foresight({"count": np.array([[5]])}, np.array([[0.0], [2.0]]))["count"] == [[7]]
+
+
 def test_a_model_that_learned_nothing_is_not_recommended(checkpoint, capsys):
     foresee.run(config(checkpoint, "steps=1", "lr=1e-12", "holdout=0"))
     told = capsys.readouterr().out
@@ -187,6 +234,7 @@ def test_angles_differ_by_the_shorter_way_round():
     [
         ("steps=0", "steps is 0"),
         ("lr=0", "lr is 0"),
+        ("lr=inf", "lr is inf"),
         ("n_ahead=30", "no episode has so many"),
         ("holdout=1", "holdout_fraction is 1"),
     ],
@@ -194,6 +242,25 @@ def test_angles_differ_by_the_shorter_way_round():
 def test_impossible_settings_are_refused(checkpoint, override, told):
     with pytest.raises(ValueError, match=told):
         foresee.run(config(checkpoint, override))
+
+
+def test_pictures_are_refused_before_anything_is_read(checkpoint, monkeypatch):
+    class Seeing:
+        contract = Contract({"view": Field((8, 8, 3), "uint8")}, Field((2,)), control_dt=0.1)
+
+        def to(self, device):
+            return self
+
+        def eval(self):
+            return self
+
+    def fail(*_):
+        raise AssertionError("the store is opened")
+
+    monkeypatch.setattr(foresee, "from_checkpoint", lambda loaded: Seeing())
+    monkeypatch.setattr(foresee, "instantiate", fail)
+    with pytest.raises(ValueError, match="'view' is a picture"):
+        foresee.run(config(checkpoint))
 
 
 def test_late_control_with_foresight_plays_in_the_simulator(pillar_checkpoint, tmp_path):
@@ -211,6 +278,39 @@ def test_late_control_with_foresight_plays_in_the_simulator(pillar_checkpoint, t
     episodes = loop.measure(maker(cfg, None))
     assert [episode.length for episode in episodes] == [20]
     assert loop.log.delays_in_ticks[2] > 0
+
+
+def test_a_served_policy_foresees_as_one_in_this_process(pillar_checkpoint, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(pillar_checkpoint, run, symlinks=True)
+    store = pillar_checkpoint.parent / "store.zarr"
+    foresee.run(compose_config("foresee", [f"checkpoint={run}", f"store.path={store}", "steps=5"]))
+    # With a carry, so that both streams must have moved on by the same ticks.
+    sampler = instantiate(compose_config("evaluate", ["checkpoint=x", "sampler=rti"]).sampler)
+    here, there = (
+        AgentPlanner.load(run, sampler, action_horizon=4, foresight=True) for _ in range(2)
+    )
+    rng, contract = np.random.default_rng(0), here.contract
+
+    def request(tick, delay, is_decided=True):
+        history = {
+            name: rng.uniform(-0.1, 0.1, (here.horizons.obs, *field.shape)).astype(field.dtype)
+            for name, field in contract.observation.items()
+        }
+        decided = rng.uniform(-0.1, 0.1, (1 + delay, contract.action.size)) if is_decided else None
+        return Request(history, tick, delay=delay, decided=decided)
+
+    asked = [(0, 0, False), (4, 2), (8, 3), (12, 2, False), (16, 0), (17, 6), (20, 0)]
+    with (
+        serving(cast(FakePlanner, there), warm_up=there.warm_up) as server,
+        RemotePlanner(server.address, contract, deadline=20.0) as remote,
+    ):
+        for sent in (request(*each) for each in asked):
+            chunk = here(sent)
+            assert chunk.actions.tolist() == remote(sent).actions.tolist()
+            if sent.decided is not None:
+                decided = sent.decided[1:].astype(np.float32)
+                assert chunk.actions[: sent.delay].tolist() == decided.tolist()
 
 
 def test_a_served_policy_brings_its_own_foresight():

@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 
 from data.normalize import Normalizer
 from data.types import Contract, Field
+from policy.agent import NotFiniteError
 from policy.checkpoint import CheckpointError
 from policy.foresight import (
     FILE,
@@ -105,9 +106,50 @@ def test_whole_numbers_stay_whole():
         return torch.full((len(features), 1), 0.75)
 
     foresight = Foresight(contract, normalizer_of(contract), more, torch.ones(1))
-    foreseen = foresight({"count": np.array([[3]])}, np.zeros((2, 1)))
-    assert foreseen["count"].tolist() == [[4]]
-    assert foreseen["count"].dtype == np.int64
+    # An odd number that float32 does not hold: only the change is rounded.
+    for count in (3, 2**24 + 1):
+        foreseen = foresight({"count": np.array([[count]])}, np.zeros((2, 1)))
+        assert foreseen["count"].tolist() == [[count + 1]]
+        assert foreseen["count"].dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("dtype", "change", "values", "expected"),
+    [
+        ("uint8", -5.0, [3, 200], [0, 195]),
+        ("uint8", 100.0, [3, 200], [103, 255]),
+        ("bool", -1.0, [False, True], [False, False]),
+        ("bool", 1.0, [False, True], [True, True]),
+        ("float64", 0.0, [0.1, 1 / 3], [0.1, 1 / 3]),
+    ],
+)
+def test_numbers_stay_in_the_range_of_their_type(dtype, change, values, expected):
+    contract = Contract(
+        {"x": Field(shape=(2,), dtype=dtype, normalization="identity")},
+        Field(shape=(1,), normalization="identity"),
+        control_dt=0.1,
+    )
+    foresight = Foresight(
+        contract, normalizer_of(contract), lambda *_: torch.full((1, 2), change), torch.ones(2)
+    )
+    foreseen = foresight({"x": np.array([values], dtype)}, np.zeros((2, 1)))
+    assert foreseen["x"].tolist() == [expected]
+    assert foreseen["x"].dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_not_finite_is_never_planned_from(dtype, number):
+    contract = Contract(
+        {"x": Field(shape=(1,), dtype=dtype, normalization="identity")},
+        Field(shape=(1,), normalization="identity"),
+        control_dt=0.1,
+    )
+    foresight = Foresight(
+        contract, normalizer_of(contract), lambda *_: torch.full((1, 1), number), torch.ones(1)
+    )
+    with pytest.raises(NotFiniteError, match="after 3 decided actions is not finite"):
+        foresight({"x": np.zeros((1, 1), dtype)}, np.zeros((4, 1)))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +166,13 @@ def test_what_cannot_be_foreseen_is_refused(field, told):
         Foresight(contract, Normalizer(contract), lambda *_: torch.zeros(0), torch.zeros(0))
 
 
+def test_actions_relative_to_an_observation_cannot_be_foreseen():
+    action = Field(shape=(2,), kind="relative", normalization="identity")
+    contract = Contract(CONTRACT.observation, action, control_dt=0.1)
+    with pytest.raises(ValueError, match="only absolute actions and changes"):
+        mover(contract)
+
+
 def test_at_first_the_network_says_that_nothing_changes():
     net = Dynamics(n_features=4, n_actions=2, n_changes=3, size=8)
     assert (net(torch.randn(5, 4), torch.randn(5, 2), torch.randn(5, 2)) == 0).all()
@@ -136,7 +185,7 @@ def saved(folder):
     normalizer = normalizer_of(CONTRACT)
     net = dynamics_for(CONTRACT, normalizer, size=8, n_blocks=2)
     torch.nn.init.normal_(net.out.weight)
-    save_foresight(folder, net, torch.tensor([1.0, 2.0, 3.0]))
+    save_foresight(folder, net, torch.tensor([1.0, 2.0, 3.0]), normalizer=normalizer)
     return normalizer, Foresight(CONTRACT, normalizer, net, torch.tensor([1.0, 2.0, 3.0]))
 
 
@@ -149,24 +198,40 @@ def test_a_saved_model_foresees_the_same(tmp_path):
     assert a["place"].tolist() != seen(2)["place"].tolist()
 
 
+def test_a_file_that_does_not_tell_its_statistics_is_read(tmp_path):
+    normalizer, made = saved(tmp_path)
+    tensors = load((tmp_path / FILE).read_bytes())
+    del tensors["statistics"]
+    (tmp_path / FILE).write_bytes(save(tensors))
+    foreseen = load_foresight(tmp_path, CONTRACT, normalizer)(seen(1), np.ones((2, 2)))
+    assert foreseen["place"].tolist() == made(seen(1), np.ones((2, 2)))["place"].tolist()
+
+
 def test_a_checkpoint_without_a_model_names_the_verb(tmp_path):
     with pytest.raises(CheckpointError, match="cadence foresee checkpoint="):
         load_foresight(tmp_path, CONTRACT, normalizer_of(CONTRACT))
 
 
-@pytest.mark.parametrize("damage", ["cut", "nan", "scale", "other"])
+@pytest.mark.parametrize("damage", ["cut", "nan", "scale", "number", "bias", "other", "statistics"])
 def test_a_damaged_model_is_refused(tmp_path, damage):
     normalizer, _ = saved(tmp_path)
     file, contract = tmp_path / FILE, CONTRACT
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-5])
+    elif damage == "statistics":  # The same fields, of another store.
+        steps = {name: np.full((2, *field.shape), 3.0) for name, field in contract.fields.items()}
+        limits = Field(shape=(2,))
+        contract = Contract({**CONTRACT.observation, "place": limits}, limits, control_dt=0.1)
+        normalizer = Normalizer.fit(contract, steps)
     elif damage == "other":
         field = Field(shape=(5,), normalization="identity")
         contract = Contract({"place": field}, CONTRACT.action, control_dt=0.1)
         normalizer = normalizer_of(contract)
     else:
         tensors = load(file.read_bytes())
-        tensors["scale"] = torch.tensor([1.0, math.nan, 1.0] if damage == "nan" else [1.0])
+        tensors["net.first.bias" if damage == "bias" else "scale"] = torch.tensor(
+            {"nan": [1.0, math.nan, 1.0], "scale": [1.0], "number": 1.0, "bias": 1.0}[damage]
+        )
         file.write_bytes(save(tensors))
     with pytest.raises(CheckpointError, match="damaged or of another policy"):
         load_foresight(tmp_path, contract, normalizer)
@@ -215,6 +280,19 @@ def test_the_stream_moves_on_by_the_ticks_between_what_chunks_are_planned_from()
     planner(Request(history, 9, delay=0, decided=np.zeros((1, 2))))  # From tick 9 again.
     planner(Request(history, 9, delay=1, decided=np.zeros((2, 2))))
     assert agent.shifts == [6, 3, 0, 1]
+    assert agent.renewed == []
+
+
+def test_a_stream_that_foresaw_more_than_is_decided_now_begins_anew():
+    # Its actions are for later ticks: nothing of them may be taken for those of now.
+    agent = Echo()
+    planner = planner_of(agent, foresight=Ahead())
+    history = {"place": np.zeros((3, 2), np.float32)}
+    planner(Request(history, 0))
+    planner(Request(history, 4, delay=3, decided=np.zeros((4, 2))))  # From tick 7.
+    planner(Request(history, 5))  # From tick 5.
+    planner(Request(history, 9))  # From tick 9.
+    assert (agent.shifts, agent.renewed) == ([7, 4], [0])
 
 
 def test_without_decided_actions_it_plans_from_what_was_seen():

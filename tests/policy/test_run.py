@@ -1,5 +1,6 @@
 """`cadence run`: episodes on a robot, what is told afterwards, and how it ends when things fail."""
 
+import contextlib
 import json
 import logging
 import os
@@ -8,11 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from envs.robots.sim import SimRobot
+from policy import control_thread
 from policy.control.latency import TimingLog
 from policy.control_thread import before_others, logged_elsewhere
 from policy.entry import compose_config
@@ -195,28 +198,103 @@ def test_what_is_logged_in_control_is_written_by_another_thread():
     assert threads[0] is not threading.main_thread()
 
 
-def test_a_priority_is_given_back_and_its_refusal_is_told(capsys, monkeypatch):
-    priorities, end = {}, threading.Event()
-    monkeypatch.setattr(
-        os,
-        "sched_setscheduler",
-        lambda thread, _, param: priorities.update({thread: param.sched_priority}),
-    )
-    other = threading.Thread(target=end.wait)
-    other.start()
-    with before_others(50):
-        # Others of ours come after control, and before other programs: they may hold its lock.
-        assert priorities.pop(threading.get_native_id()) == 50
-        assert priorities.get(other.native_id) == 1
-        assert set(priorities.values()) == {1}
-    assert set(priorities.values()) == {0}
-    assert priorities[threading.get_native_id()] == 0
+class Scheduler:
+    """The system's, of which nothing is changed; threads that it is not told of are ordinary."""
+
+    def __init__(self, patch, *, schedules=(), refuses=lambda thread: False):
+        self.schedules, self.refuses = dict(schedules), refuses
+        patch.setattr(os, "sched_getscheduler", lambda thread: self.of(thread)[0])
+        patch.setattr(os, "sched_getparam", lambda thread: os.sched_param(self.of(thread)[1]))
+        patch.setattr(os, "sched_setscheduler", self.set)
+
+    def of(self, thread):
+        return self.schedules.get(thread, (os.SCHED_OTHER, 0))
+
+    def set(self, thread, policy, param):
+        if self.refuses(thread):
+            raise PermissionError("Operation not permitted")
+        # As Linux tells it.
+        self.schedules[thread] = policy, param.sched_priority
+
+
+@contextlib.contextmanager
+def another_thread():
+    """Native number of a thread of ours."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    yield thread.native_id
     end.set()
-    other.join()
+    thread.join()
 
-    def refuse(*_):
-        raise PermissionError("Operation not permitted")
 
-    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+needs_priorities = pytest.mark.skipif(
+    not hasattr(os, "SCHED_RESET_ON_FORK"), reason="the system has no such priorities"
+)
+
+
+@needs_priorities
+def test_a_priority_is_given_back(monkeypatch):
+    own = threading.get_native_id()
+    ordinary, first = (os.SCHED_OTHER, 0), (os.SCHED_FIFO, 1)
+    with another_thread() as other, another_thread() as driver:
+        before = {own: (os.SCHED_BATCH, 0), driver: (os.SCHED_FIFO, 80)}
+        scheduler = Scheduler(monkeypatch, schedules=before)
+        with before_others(50):
+            # Others of ours come after control, and before other programs: they may hold its lock.
+            assert scheduler.of(own) == (os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, 50)
+            assert scheduler.of(other) == first
+            assert scheduler.of(driver) == (os.SCHED_FIFO, 80)  # It knows what it needs.
+            born = another_thread()
+            newest = born.__enter__()
+            scheduler.schedules[newest] = first  # As it is born by one of ours.
+        assert scheduler.of(own) == scheduler.of(newest) == (os.SCHED_BATCH, 0)
+        assert (scheduler.of(other), scheduler.of(driver)) == (ordinary, (os.SCHED_FIFO, 80))
+        born.__exit__(None, None, None)
+
+
+@needs_priorities
+def test_a_priority_is_given_back_after_an_error(monkeypatch):
+    scheduler = Scheduler(monkeypatch)
+    with pytest.raises(KeyError), before_others(50):
+        raise KeyError
+    assert set(scheduler.schedules.values()) == {(os.SCHED_OTHER, 0)}
+
+
+@needs_priorities
+def test_a_thread_that_ends_while_priorities_are_given_is_no_refusal(capsys, monkeypatch):
+    with another_thread() as ended:
+        pass
+    scheduler = Scheduler(monkeypatch)
+
+    def look(thread):
+        if thread == ended:
+            raise ProcessLookupError("No such process")
+        return scheduler.of(thread)[0]
+
+    monkeypatch.setattr(os, "sched_getscheduler", look)
+    monkeypatch.setattr(control_thread, "_threads", lambda: {ended, threading.get_native_id()})
+    with before_others(50):
+        assert scheduler.of(threading.get_native_id())[1] == 50
+    assert scheduler.of(threading.get_native_id()) == (os.SCHED_OTHER, 0)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_refused_priority_is_told(capsys, monkeypatch):
+    Scheduler(monkeypatch, refuses=lambda thread: True)
     with before_others(50):
         assert "realtime=50 is refused (Operation not permitted)" in capsys.readouterr().out
+
+
+def test_a_system_without_priorities_says_so(capsys, monkeypatch):
+    monkeypatch.delattr(os, "sched_getscheduler", raising=False)
+    monkeypatch.setattr(control_thread, "TASKS", Path("/nowhere"))
+    with before_others(50):
+        assert "realtime=50 is refused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("priority", [0, 1, 100])
+def test_a_priority_out_of_range_is_refused(priority):
+    # With 1 control would not run before the program's other threads.
+    with pytest.raises(ValueError, match=f"realtime is {priority}, it must be in 2..99"):
+        before_others(priority).__enter__()

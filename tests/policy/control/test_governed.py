@@ -189,3 +189,19 @@ def test_s13_an_emergency_stop_holds_until_reset_and_rearmed():
     made.arm()
     made.send(np.zeros(2), tick=2, now=0.0, asked=0.0)
     assert made.state is State.ACTIVE
+
+
+def test_who_watches_is_told_what_was_seen_and_sent():
+    robot, told = FakeRobot(), []
+    made = Governed(
+        robot,
+        governed().governor,
+        watch=lambda seen, sent, tick: told.append((seen, sent.tolist(), tick)),
+    )
+    made.arm()
+    made.brake(tick=0)  # Nothing was read yet, so nothing was seen.
+    seen = made.read()
+    sent = made.send(np.full(2, 0.001), tick=1, now=0.0, asked=0.0)
+    assert sent is not None
+    assert told == [(seen, sent.tolist(), 1)]
+    assert robot.commands[-1] == sent.tolist()

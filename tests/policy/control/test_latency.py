@@ -68,6 +68,15 @@ def test_a_missed_tick_is_the_system_s_if_it_had_not_been_without_the_stall(pass
     assert (log.n_missed, log.n_missed_stalled) == (2, stalled)
 
 
+def test_what_was_kept_before_a_late_tick_is_not_taken_off_its_delay():
+    log = TimingLog(0.5)
+    # Kept for 1.25 s from the begin of a tick: the third one is commanded a quarter into it.
+    log.add_command(time=1.25, due=1.0, woken=1.25, kept=1.25)
+    report = log.report()
+    assert report.own_delay is not None
+    assert (report.own_delay.max, report.n_stalls) == (0.0, 1)
+
+
 def test_delays_are_counted_in_ticks_and_late_is_what_was_not_reckoned_with():
     log = TimingLog(0.5)
     for n_ticks in (0, 2, 2, 3):

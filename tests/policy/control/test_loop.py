@@ -233,8 +233,9 @@ def test_s10_t5_the_end_of_the_plan_is_never_passed(kind: Kind):
     assert log.n_held == 5
 
 
-def test_synchronous_control_executes_every_action_of_every_chunk_and_holds_between():
-    settings = {"starvation": "hold", "is_synchronous": True, "reckoned": 0}
+@pytest.mark.parametrize("reckoned", [0, 2, None])
+def test_synchronous_control_executes_every_action_of_every_chunk_and_holds_between(reckoned):
+    settings = {"starvation": "hold", "is_synchronous": True, "reckoned": reckoned}
     _, commands, log, _, planner = run(delay=3.0, n_ticks=15, **settings)
     chunks = [(0, i) for i in range(4)], [(4, i) for i in range(4)], [(11, i) for i in range(1)]
     held = [(0, 3)] * 3, [(4, 3)] * 3

@@ -22,6 +22,7 @@ class Counted(SystemStalls):
     def __init__(self, *looks):
         self._looks = list(looks)
         super().__init__()
+        self._close()
         self._file = os.open(os.devnull, os.O_RDONLY)
 
     def _look(self):
@@ -63,6 +64,26 @@ def test_nothing_is_counted_where_there_are_no_counters(monkeypatch):
     assert (NoStalls().asleep(1.0), NoStalls().awake(1.0)) == (0.0, 0.0)
 
 
+def test_counters_that_stand_still_at_0_count_nothing(tmp_path, monkeypatch):
+    # What a Linux without them shows: all that control waited for itself would be the system's.
+    (tmp_path / "schedstat").write_text("0 0 0\n")
+    monkeypatch.setattr(stall, "COUNTERS", str(tmp_path / "schedstat"))
+    stalls = SystemStalls()
+    assert (stalls.asleep(1.0), stalls.awake(1.0)) == (0.0, 0.0)
+
+
+@needs_linux
+def test_no_file_is_left_open():
+    def n_open():
+        return len(os.listdir("/proc/self/fd"))
+
+    before, stalls = n_open(), SystemStalls()
+    assert n_open() == before + 1
+    stalls.awake(0.0)
+    del stalls
+    assert n_open() == before
+
+
 @needs_linux
 def test_another_program_on_the_same_processor_keeps_what_it_uses():
     own = os.sched_getaffinity(0)
@@ -79,12 +100,13 @@ def test_another_program_on_the_same_processor_keeps_what_it_uses():
             pass
         passed = time.perf_counter() - start
         kept = stalls.awake(passed)
+        all_passed = time.perf_counter() - start  # It may be put aside before the last look, too.
     finally:
         os.sched_setaffinity(0, own)
         other.kill()
         other.wait()
     # A thread that shares its processor with another one has half of it.
-    assert 0.02 < kept <= passed - 0.1 + 1e-3
+    assert 0.02 < kept <= all_passed - 0.1 + 1e-3
 
 
 @needs_linux
