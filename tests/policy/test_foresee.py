@@ -286,7 +286,9 @@ def test_a_served_policy_foresees_as_one_in_this_process(pillar_checkpoint, tmp_
     store = pillar_checkpoint.parent / "store.zarr"
     foresee.run(compose_config("foresee", [f"checkpoint={run}", f"store.path={store}", "steps=5"]))
     # With a carry, so that both streams must have moved on by the same ticks.
-    sampler = instantiate(compose_config("evaluate", ["checkpoint=x", "sampler=rti"]).sampler)
+    sampler = instantiate(
+        compose_config("evaluate", ["checkpoint=x", "env=pillar", "sampler=rti"]).sampler
+    )
     here, there = (
         AgentPlanner.load(run, sampler, action_horizon=4, foresight=True) for _ in range(2)
     )
