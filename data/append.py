@@ -4,14 +4,16 @@ Everything but the last write of each is not seen by anybody; the last one is th
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import zarr
 
 from data.codec import codec_of
-from data.commit import attributes_with
-from data.edits import Edits, remove_old_edits
+from data.commit import Commit, attributes_with
+from data.durable import files_of, flush
+from data.edits import PREFIX, Edits, remove_old_edits
 from data.layout import StoreError, frozen, stored_array, write_rows
 from data.shard_files import append_rows
 from data.snapshot import Snapshot, checked_episodes
@@ -64,7 +66,8 @@ def append_episode(
         checksums = stored_array(snapshot.path, group, "meta/chunk_checksums")
         write_rows(checksums, commit.n_checksums, np.array(filled, np.uint32))
     ends = _write_episode(snapshot, entry, new.n_steps)
-    group.attrs.put(attributes_with(group.attrs.asdict(), new))
+    flush(Path(snapshot.path), _files_between(snapshot, arrays, new))
+    _commit(snapshot, new)
     return dataclasses.replace(snapshot, all_ends=ends, commit=new), new_tails
 
 
@@ -100,10 +103,37 @@ def commit_edit(
     relabelled = {int(shown[n]): entry for n, entry in metadata.items()}
     edits = Edits(frozenset(hidden), {**old.metadata, **relabelled})
     new = dataclasses.replace(commit, edit=edits.write(group))
-    group.attrs.put(attributes_with(group.attrs.asdict(), new))
+    if new.edit:
+        root = Path(snapshot.path)
+        flush(root, [root / "meta" / f"{PREFIX}{new.edit}" / "zarr.json"])
+    _commit(snapshot, new)
     # Those of before are kept for who looked at the attributes just now.
     remove_old_edits(snapshot.path, commit.edit, new.edit)
     return dataclasses.replace(snapshot, commit=new, edits=edits)
+
+
+def _files_between(
+    snapshot: Snapshot, arrays: Mapping[str, zarr.Array], new: Commit
+) -> Iterator[Path]:
+    """The files that are changed by an episode, but for the commit itself."""
+    old = snapshot.commit
+    assert old is not None
+    for array in arrays.values():
+        yield from files_of(array, old.n_steps, new.n_steps)
+    for name, first, stop in (
+        ("episode_metadata", old.n_episodes, new.n_episodes),
+        ("episode_ends", old.n_episodes, new.n_episodes),
+        ("chunk_checksums", old.n_checksums, new.n_checksums),
+    ):
+        array = stored_array(snapshot.path, snapshot.group, f"meta/{name}")
+        yield from files_of(array, first, stop)
+
+
+def _commit(snapshot: Snapshot, new: Commit) -> None:
+    """Let a record count from now on, also after a power cut."""
+    attributes, root = snapshot.group.attrs, Path(snapshot.path)
+    attributes.put(attributes_with(attributes.asdict(), new))
+    flush(root, [root / "zarr.json"])
 
 
 def _write_episode(snapshot: Snapshot, entry: str, end: int) -> np.ndarray:

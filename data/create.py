@@ -9,6 +9,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from data.codec import Codec, Lossless, create_array
 from data.commit import Commit, attributes_with
+from data.durable import flush
 from data.layout import FORMAT_VERSION, StoreError
 from data.location import zarr_store
 from data.types import Contract
@@ -16,14 +17,7 @@ from data.types import Contract
 
 def create_folder(path: Path, contract: Contract, *, codec: Codec | None, shard_bytes: int) -> None:
     """Make a new, empty store; see `EpisodeStore.create`."""
-    if path.exists():
-        raise StoreError(
-            f"{path} exists already: append with EpisodeStore.open(path, mode='a'), "
-            f"or choose another path"
-        )
-    for parent in path.absolute().parents:
-        if (parent / "zarr.json").exists() or (parent / ".zgroup").exists():
-            raise StoreError(f"{path} lies within the store {parent}: choose a path outside of it")
+    check_free(path)
     # Built aside and renamed, so that an interrupted creation leaves no half of a store.
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -31,13 +25,24 @@ def create_folder(path: Path, contract: Contract, *, codec: Codec | None, shard_
         group = _write_empty(draft, contract, codec=codec, shard_bytes=shard_bytes)
         attributes = {"format_version": FORMAT_VERSION, "contract": contract.to_json()}
         group.attrs.put(attributes_with(attributes, Commit()))
+        flush(draft, (file for file in draft.rglob("*") if file.is_file()))
         draft.rename(path)
+        flush(path.parent, [path / "zarr.json"])
     except OSError as error:
         raise StoreError(
             f"{path} cannot be created: {error.strerror or error}: choose another place"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_free(path: Path) -> None:
+    """Raise StoreError where no new store can be: where something is, and within a store."""
+    if path.exists():
+        raise StoreError(f"{path} exists already: choose another path, or append to what is there")
+    for parent in path.absolute().parents:
+        if (parent / "zarr.json").exists() or (parent / ".zgroup").exists():
+            raise StoreError(f"{path} lies within the store {parent}: choose a path outside of it")
 
 
 def _write_empty(

@@ -7,11 +7,13 @@ written to the disk yet, up to half a minute of it, and may leave files of no le
 import errno
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import zarr
 from zarr.storage import LocalStore
 
+MOST_AT_ONCE = 16
 UNABLE = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)  # of folders, on some systems
 
 
@@ -21,21 +23,20 @@ def flush(root: Path, files: Iterable[Path]) -> None:
     Raises:
         OSError: the disk cannot keep them.
     """
-    files = list(dict.fromkeys(files))
-    for file in files:
-        with open(file, "rb+") as stream:  # Windows flushes only what is open for writing.
-            os.fsync(stream.fileno())
-    folders = {parent for file in files for parent in file.parents}
-    for folder in sorted(f for f in folders if f == root or root in f.parents):
-        _flush_folder(folder)
+    files = [file for file in dict.fromkeys(files) if file.exists()]  # Zarr leaves empty ones out.
+    folders = {folder for file in files for folder in file.parents}
+    folders = [folder for folder in folders if folder == root or root in folder.parents]
+    # At once, which takes a disk as long as one of them.
+    with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
+        list(pool.map(_flush_file, files))
+        list(pool.map(flush_folder, folders))
 
 
-def flush_rows(array: zarr.Array, first: int, stop: int) -> None:
-    """The same for the rows first..stop-1 of an array on a local disk, and its length."""
+def files_of(array: zarr.Array, first: int, stop: int) -> list[Path]:
+    """The files of rows first..stop-1 of an array of zarr 3 on a local disk, and of its length."""
     outer = (array.shards or array.chunks)[0]
-    root = folder_of(array)
-    chunks = (outer_file(array, number) for number in range(first // outer, -(-stop // outer)))
-    flush(root, [root / "zarr.json", *chunks] if array.metadata.zarr_format == 3 else chunks)
+    numbers = range(first // outer, -(-stop // outer))
+    return [folder_of(array) / "zarr.json", *(outer_file(array, number) for number in numbers)]
 
 
 def folder_of(array: zarr.Array) -> Path:
@@ -50,17 +51,19 @@ def outer_file(array: zarr.Array, number: int) -> Path:
     return folder_of(array) / array.metadata.encode_chunk_key((number, *(0,) * (array.ndim - 1)))
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder, where the system can do so."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        if error.errno in UNABLE:
-            return
-        raise
-    try:
-        os.fsync(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno not in UNABLE:
             raise
-    finally:
-        os.close(descriptor)
+
+
+def _flush_file(file: Path) -> None:
+    with open(file, "rb+") as stream:  # Some systems flush only what is open for writing.
+        os.fsync(stream.fileno())

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data.codec import Codec
+from data.create import check_free
 from data.dataset import split_episodes
 from data.joint_contract import joint_contract
 from data.opening import folder
@@ -118,9 +119,7 @@ def add(
         ContractError: the stores do not mean the same numbers.
         StoreError: an episode cannot be read or written.
     """
-    if Path(source.path).resolve() == Path(target.path).resolve():
-        raise StoreError(f"{target.path} cannot be appended to itself: name another store")
-    joint_contract([target, source])
+    check_other(target, source)
     wanted = np.arange(source.n_episodes) if episodes is None else episodes
     chosen = checked_episodes(source.path, wanted, source.n_episodes)
     metadata, task = source.episode_metadata, source.contract.task
@@ -132,6 +131,18 @@ def add(
         target.append(rows, **entries)
         if progress is not None:
             progress(len(rows["action"]))
+
+
+def check_other(target: EpisodeStore, source: EpisodeStore) -> None:
+    """Whether the episodes of one store may be appended to another.
+
+    Raises:
+        ContractError: the stores do not mean the same numbers.
+        StoreError: they are the same.
+    """
+    if Path(source.path).resolve() == Path(target.path).resolve():
+        raise StoreError(f"{target.path} cannot be appended to itself: name another store")
+    joint_contract([target, source])
 
 
 def split(
@@ -157,7 +168,7 @@ def split(
         StoreError: one of the stores exists, or an episode cannot be read.
         ValueError: a fraction outside 0..1, or that leaves nothing to validate with.
     """
-    parts = _divided(store, fraction, seed)
+    parts = divided(store, fraction, seed)
     home = folder(place, "created")
     paths = [home / f"{name}.zarr" for name in SPLITS]
     # Both are built before either is there.
@@ -176,12 +187,13 @@ def label_split(store: EpisodeStore, fraction: float, *, seed: int = 0) -> None:
         ValueError: a fraction outside 0..1, or that leaves nothing to validate with.
     """
     known, changed = store.episode_metadata, {}
-    for name, episodes in zip(SPLITS, _divided(store, fraction, seed), strict=True):
+    for name, episodes in zip(SPLITS, divided(store, fraction, seed), strict=True):
         changed |= {episode: {**known[episode], "split": name} for episode in episodes.tolist()}
     store.edit(metadata=changed)
 
 
-def _divided(store: EpisodeStore, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def divided(store: EpisodeStore, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Episodes to train on and to validate with; ValueError where one of them would be none."""
     train, val = split_episodes(store.n_episodes, fraction, seed=seed)
     if not len(val):
         raise ValueError(
@@ -195,7 +207,7 @@ def _divided(store: EpisodeStore, fraction: float, seed: int) -> tuple[np.ndarra
 def _new_store(path: str | Path, contract: Contract, codec: Codec | None) -> Iterator[EpisodeStore]:
     """A store that is at `path` once all is written, and nowhere if something fails."""
     path = folder(path, "created")
-    _check_free(path)
+    check_free(path)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
     try:
         with EpisodeStore.create(draft, replace(contract, statistics=""), codec=codec) as store:
@@ -203,8 +215,3 @@ def _new_store(path: str | Path, contract: Contract, codec: Codec | None) -> Ite
         draft.rename(path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _check_free(path: Path) -> None:
-    if path.exists():
-        raise StoreError(f"{path} exists already: choose another path, or remove it first")

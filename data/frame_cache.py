@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from data.blocks import Blocks, step_bytes
 from data.demonstrations import Demonstrations
+from data.durable import flush_folder
 from data.frames import Frames
 from data.place import Disk
 from data.store import StoreError
@@ -117,7 +118,7 @@ class FrameCache:
             self._describe()
             os.replace(partial, self.file)
             (self.folder / "progress.json").unlink(missing_ok=True)
-            _flush_folder(self.folder)
+            flush_folder(self.folder)
 
     def _write(self, descriptor: int, *, start: int) -> None:
         """Decode the steps from `start` on into an open file, up to the disk."""
@@ -234,12 +235,3 @@ def _write_text(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(partial, file)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

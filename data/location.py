@@ -31,15 +31,18 @@ def remote_files(place: str) -> list[str]:
 
     Where nothing is told, the list is another one every time: nobody can say whether it changed.
     """
+    return [place, *(_told(place) or [uuid.uuid4().hex])]
+
+
+def _told(place: str) -> list[str]:
     from fsspec.core import url_to_fs
 
     try:
         system, root = url_to_fs(place)
         told = system.find(root, detail=True)
-        files = [json.dumps(told[name], sort_keys=True, default=str) for name in sorted(told)]
+        return [json.dumps(told[name], sort_keys=True, default=str) for name in sorted(told)]
     except Exception:  # Whatever remote file systems make of it.
-        files = []
-    return [place, *files] if files else [place, uuid.uuid4().hex]
+        return []
 
 
 def zarr_store(path: Path | str, *, read_only: bool) -> Store:

@@ -60,7 +60,7 @@ class Condition:
             )
         try:
             value = json.loads(match[3])
-        except ValueError:
+        except (ValueError, RecursionError):  # Too many brackets.
             value = match[3]
         return cls(match[1], match[2], value)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
 
 from data.codec import CHECKSUM_BYTES, Codec, checksum, with_checksum
 from data.commit import rows_checksum
+from data.durable import outer_file
 
 EMPTY = 2**64 - 1  # Offset and length of a chunk that a shard does not hold.
 PLACE_BYTES = 16  # Of an entry in the index of a shard: offset and length.
@@ -56,7 +56,7 @@ def append_rows(
     numbers = range(first_chunk, first_chunk + len(chunks))
     for shard, group in itertools.groupby(numbers, lambda number: number // per_shard):
         own = list(group)
-        file = shard_file(array, shard)
+        file = outer_file(array, shard)
         n_kept = own[0] - shard * per_shard
         kept = kept_chunks(file, n_kept, per_shard) if n_kept else []
         content = shard_bytes(kept + [encoded[n - first_chunk] for n in own], per_shard)
@@ -68,14 +68,6 @@ def append_rows(
         sums = [rows_checksum(chunk) for chunk in chunks]
     has_tail = end % chunk_steps != 0
     return (sums[:-1], sums[-1]) if has_tail else (sums, 0)
-
-
-def shard_file(array: zarr.Array, number: int) -> Path:
-    """The file of a shard."""
-    store = array.store_path.store
-    assert isinstance(store, LocalStore)
-    key = array.metadata.encode_chunk_key((number, *(0,) * (array.ndim - 1)))
-    return store.root / array.store_path.path / key
 
 
 def kept_chunks(file: Path, n_kept: int, per_shard: int) -> list[bytes]:

@@ -12,8 +12,9 @@ Layout, that of Diffusion Policy (so the stores published with it open too)::
 
 How an episode becomes visible. Every single write below replaces one file, which is seen either not
 at all or whole, also after `kill -9`. The rows of the fields, the metadata and the checksums are
-written first, past the last end where nobody looks; then the attributes are replaced, which is the
-commit. Whatever an interrupted writer left past the last end is overwritten by the next episode.
+written first, past the last end where nobody looks, and flushed, so that a power cut takes none of
+them (`data.durable`); then the attributes are replaced, which is the commit. Whatever an
+interrupted writer left past the last end is overwritten by the next episode.
 One process writes at a time (`data.lock`); any number may read meanwhile, each what was committed
 when it looked last (`refresh` looks again).
 
@@ -29,7 +30,8 @@ Metadata. An episode may say anything, as JSON; these keys mean the same everywh
     seed      int    of the start                         split   text   "train" or "val"
 
 Stores of format_version 1 have neither shards nor checksums, and `episode_ends` is what commits;
-they are read and appended to as they are, and edited after `cadence edit STORE do=copy`.
+they are read and appended to as they are (without a flush), and edited after
+`cadence edit STORE do=copy`.
 """
 
 import copy

@@ -36,6 +36,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from data import edit
+from data.create import check_free
+from data.opening import folder
 from data.query import select
 from data.store import EpisodeStore
 from policy.entry import entry
@@ -102,6 +104,7 @@ def run(cfg: DictConfig) -> None:
                 print(f"chosen: {plan.choice}")
             return
         said = _intent(cfg, plan)
+        _check_possible(cfg, plan)
         if cfg.dry_run:
             print(f"would {said}; nothing was done (dry_run)")
             return
@@ -164,6 +167,23 @@ def _check(cfg: DictConfig) -> None:
         raise ValueError(f"please give out=..., where do={cfg.do} writes the new store")
     if cfg.do in IN_PLACE and cfg.out is not None:
         raise ValueError(f"do={cfg.do} changes the store in place: leave out=... out")
+
+
+def _check_possible(cfg: DictConfig, plan: Plan) -> None:
+    """Refuse what cannot be done, also where it is only planned."""
+    if cfg.do == "keep" and plan.store.n_episodes and not len(plan.episodes):
+        raise ValueError("do=keep would hide all episodes, as none was chosen: correct the filter")
+    if cfg.do == "split":
+        edit.divided(plan.store, cfg.fraction, cfg.seed)
+    if cfg.do == "append":
+        for other in plan.others:
+            edit.check_other(plan.store, other)
+    if cfg.out is not None:
+        outs = (
+            [f"{cfg.out}/{name}.zarr" for name in edit.SPLITS] if cfg.do == "split" else [cfg.out]
+        )
+        for out in outs:
+            check_free(folder(str(out), "created"))
 
 
 def _intent(cfg: DictConfig, plan: Plan) -> str:

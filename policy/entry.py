@@ -27,7 +27,16 @@ from policy.types import PlannerError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
+PARTS = "Parts (files configs/<part>/<choice>.yaml; <part>=<choice> --help says what each can do):"
 FLAGS = ("-h", "--help", "--traceback")
+PATHS = (
+    "src",
+    "path",
+    "store.path",
+    "checkpoint",
+    "out",
+    "png",
+)  # may hold what Hydra's grammar minds
 
 
 def compose_config(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -84,10 +93,10 @@ def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | N
                 file=sys.stderr,
             )
             sys.exit(2)
-        # Quoted, so that a path may hold whatever Hydra's grammar minds.
         overrides = [a if "=" in a else f"{positional}={_quoted(a)}" for a in overrides]
+    overrides = [_with_plain_path(a) for a in overrides]
     if "-h" in arguments or "--help" in arguments:
-        print(help_text(verb, run))
+        print(help_text(verb, run, overrides))
         return
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -119,6 +128,14 @@ def _quoted(text: str) -> str:
         return text
     escaped = text.replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _with_plain_path(override: str) -> str:
+    """An override whose path, if it is one, is taken literally; quoted ones and lists stay."""
+    key, _, value = override.partition("=")
+    if key not in PATHS or value.startswith(("'", '"', "[", "{")):
+        return override
+    return f"{key}={_quoted(value)}"
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -161,8 +178,14 @@ def _suggestion(verb: str, error: Exception) -> str:
     return f"\n{meant}cadence {verb} --help lists the settings"
 
 
-def help_text(verb: str, run: Callable[[DictConfig], object]) -> str:
-    """What `cadence <verb> --help` prints: the verb's docstring, its parts and its settings."""
+def help_text(verb: str, run: Callable[[DictConfig], object], overrides: Sequence[str] = ()) -> str:
+    """What `cadence <verb> --help` prints: the verb's docstring, its parts and its settings.
+
+    Args:
+        verb: name of the verb.
+        run: its work, in whose file the docstring is.
+        overrides: that were given beside --help; the settings of parts chosen there follow.
+    """
     module = sys.modules[run.__module__]
     # The file itself, because its comments say what the settings mean.
     text = (CONFIGS / f"{verb}.yaml").read_text()
@@ -172,26 +195,50 @@ def help_text(verb: str, run: Callable[[DictConfig], object]) -> str:
         [
             (module.__doc__ or "").strip(),
             "",
-            *(["Parts (each choice is a file configs/<part>/<choice>.yaml):", ""] if parts else []),
+            *([PARTS, ""] if parts else []),
             *(f"  {line}" for line in parts),
             *([""] if parts else []),
             "Settings and their defaults (??? must be given; change one with key=value):",
             "",
             *(f"  {line}".rstrip() for line in "\n\n".join(settings).strip().splitlines()),
+            *_chosen_parts(verb, overrides),
         ]
     )
+
+
+def _groups(verb: str) -> dict[str, str | None]:
+    """Config groups of a verb -> what is chosen by default."""
+    raw = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{verb}.yaml"))
+    assert isinstance(raw, dict)
+    return {
+        str(group).removeprefix("optional "): default
+        for item in raw.get("defaults", [])
+        if isinstance(item, dict)
+        for group, default in item.items()
+    }
 
 
 def _parts(verb: str) -> list[str]:
     """A line for each config group of a verb: its choices and the default."""
     lines = []
-    raw = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{verb}.yaml"))
-    assert isinstance(raw, dict)
-    for item in raw.get("defaults", []):
-        for group, default in item.items() if isinstance(item, dict) else ():
-            name = str(group).removeprefix("optional ")
-            choices = "|".join(sorted(p.stem for p in (CONFIGS / name).glob("*.yaml")))
-            lines.append(f"{name}={choices}  ({default or 'none'})")
+    for name, default in _groups(verb).items():
+        choices = "|".join(sorted(p.stem for p in (CONFIGS / name).glob("*.yaml")))
+        lines.append(f"{name}={choices}  ({default or 'none'})")
+    return lines
+
+
+def _chosen_parts(verb: str, overrides: Sequence[str]) -> list[str]:
+    """The files of the parts that are chosen, without what the verb fills in itself."""
+    lines = []
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        file = CONFIGS / group / f"{choice}.yaml"
+        if group not in _groups(verb) or not re.fullmatch(r"\w+", choice) or not file.is_file():
+            continue
+        text = file.read_text().splitlines()
+        own = [line for line in text if not re.match(r"_(target|convert)_:|\w+: \$\{", line)]
+        lines += ["", f"Settings of {override} (change one with {group}.key=value):", ""]
+        lines += [f"  {line}".rstrip() for line in own]
     return lines
 
 

@@ -16,6 +16,7 @@ An episode is in the store once it is whole: after Ctrl-C or a crash, the same c
 the next missing one.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,7 +103,8 @@ def run(cfg: DictConfig) -> Path:
     store = EpisodeStore.open(path)
     hidden = f"; {store.n_hidden} hidden" if store.n_hidden else ""
     print(f"store: {path} ({store.n_episodes} episodes, {store.n_steps} steps{hidden})")
-    print(f"look at it: cadence doctor {path}\nlearn from it: cadence train store.path={path}")
+    typed = shlex.quote(str(path))
+    print(f"look at it: cadence doctor {typed}\nlearn from it: cadence train store.path={typed}")
     return path
 
 

@@ -73,14 +73,16 @@ class LeRobotV3:
             progress: called after every episode with the number of those written.
 
         Raises:
-            ExporterError: `out` is taken or cannot be written, there is no episode, or a field
-                cannot be kept in this format.
+            ExporterError: `out` is taken, lies in the store or cannot be written, there is no
+                episode, or a field cannot be kept in this format.
             ContractError: keys of features that LeRobot does not allow.
             StoreError: the store cannot be read.
         """
         pyarrow()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ExporterError(f"{out} exists already: choose another out=DIR, or delete it")
+        if isinstance(store.path, Path) and out.resolve().is_relative_to(store.path.resolve()):
+            raise ExporterError(f"{out} lies in the store {store.path}: choose another out=DIR")
         if not store.n_episodes:
             raise ExporterError(f"{store.path} has no episodes: there is nothing to export")
         keys = feature_keys(store.contract, self._chosen)

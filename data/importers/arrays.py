@@ -1,9 +1,8 @@
-"""From the arrays of a foreign data set to the fields of a contract, every number checked.
+"""From the arrays of a foreign data set to the fields of a contract.
 
-A float array becomes a float32 field; so does one of whole numbers up to 2**24, which float32 holds
-exactly, or of truth values. Steps of height x width x 3 are pictures and become uint8, also where
-they are kept as floats, if these are whole numbers 0..255. A number per step becomes a vector of
-one element. Arrays of anything else (objects, text, structures, foreign byte order) are refused.
+What becomes of their numbers is said in `data.importers.numbers`. A number per step becomes a
+vector of one element. Arrays of anything else (objects, text, structures, foreign byte order) are
+refused.
 
 Shape legend: `L` steps of an episode.
 """
@@ -17,13 +16,14 @@ from typing import Self
 import numpy as np
 
 from data.importers.importer import ImporterError, asked_of, told_fields
-from data.layout import Source, StoreError, in_dtype
+from data.importers.numbers import in_field
+from data.layout import Source, StoreError
 from data.types import Contract, ContractError, Field
 
 EPISODE_BYTES = 4 * 1024**3  # More, as stored, is no episode but an archive that exhausts memory.
 CHANNELS = 3
 MOST_CHANNELS = 4  # of a picture: colours and opacity, or depth
-WHOLE = 2**24  # up to which float32 holds every whole number
+SMALLEST_PICTURE = 16  # points of a side, of pictures of floats
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -176,29 +176,6 @@ class Selection:
         }
 
 
-def in_field(values: np.ndarray, field: Field, *, where: str) -> np.ndarray:
-    """[L, ...] numbers in the dtype and shape of a field.
-
-    Raises:
-        ImporterError: a number is not finite, or the dtype does not hold it.
-    """
-    values = values.reshape(len(values), *field.shape)
-    if values.dtype.kind == "f":
-        _check_steps(np.isfinite(values), "is not a finite number (NaN or infinite)", where)
-    converted, fits = in_dtype(values, np.dtype(field.dtype))
-    if values.dtype.kind in "biu" and converted.dtype.kind == "f":
-        fits = fits & (np.abs(values.astype(np.float64)) <= WHOLE)
-    if not fits.all():
-        held = f"{values.min():g}..{values.max():g}"
-        what = (
-            "is a picture, but not of whole numbers 0..255"
-            if field.is_image
-            else f"does not fit {field.dtype}"
-        )
-        _check_steps(fits, f"{what} (it holds {held})", where)
-    return converted
-
-
 def check_dtype(dtype: np.dtype, *, where: str) -> None:
     """Raise ImporterError for a dtype that is not plain numbers of this machine's byte order."""
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
@@ -248,7 +225,7 @@ def _sources(
     if not isinstance(take, Mapping):
         names = take if take else [name for name in arrays if name != action]
         take = {str(name): str(name) for name in names if name not in (action, "action")}
-    chosen = {str(name): _source(str(name), entry) for name, entry in take.items()}
+    chosen = {str(name): told_source(str(name), entry) for name, entry in take.items()}
     chosen.setdefault("action", Source(action))
     if missing := sorted({s.key for s in chosen.values()} - set(arrays)):
         raise ImporterError(
@@ -262,7 +239,16 @@ def _sources(
     return chosen
 
 
-def _source(name: str, entry: object) -> Source:
+def told_source(name: str, entry: object) -> Source:
+    """Where a field comes from, as the user tells it.
+
+    Args:
+        name: of the field.
+        entry: name of an array, or "key" and "elements".
+
+    Raises:
+        ContractError: it is neither.
+    """
     if isinstance(entry, str):
         return Source(entry)
     if not isinstance(entry, Mapping) or "key" not in entry or set(entry) - {"key", "elements"}:
@@ -284,7 +270,7 @@ def _field(spec: ArraySpec, said: Mapping, *, where: str) -> Field:
     if any(length < 1 for length in spec.shape):
         raise ImporterError(f"{where}: a step has shape {spec.shape}, it holds nothing")
     shape = spec.shape or (1,)
-    if len(shape) == 3 and spec.dtype == np.uint8 and shape[0] <= MOST_CHANNELS < shape[2]:
+    if _is_channels_first(shape, spec.dtype):
         raise ImporterError(
             f"{where}: a step has shape {shape}, a picture with channels first, where height x "
             f"width x channels are read: transpose it, or leave it out with take=[...]"
@@ -298,6 +284,13 @@ def _field(spec: ArraySpec, said: Mapping, *, where: str) -> Field:
         raise ImporterError(f"{where}: {error}") from error
 
 
+def _is_channels_first(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether steps must be pictures with channels first; floats may be anything if small."""
+    if len(shape) != 3 or shape[0] > MOST_CHANNELS:
+        return False
+    return shape[2] > MOST_CHANNELS if dtype == np.uint8 else min(shape[1:]) >= SMALLEST_PICTURE
+
+
 def _check_told(name: str, said: Mapping, told: Mapping, path: Path) -> None:
     """Raise ContractError where the user contradicts the data set."""
     for entry in ("kind", "rotation"):
@@ -306,9 +299,3 @@ def _check_told(name: str, said: Mapping, told: Mapping, path: Path) -> None:
                 f"fields.{name}.{entry} is {told[entry]!r}, but {path} says {said[entry]!r}: "
                 f"leave the setting out, or take another array"
             )
-
-
-def _check_steps(is_good: np.ndarray, problem: str, where: str) -> None:
-    if not is_good.all():
-        step = int(np.argwhere(~is_good)[0][0])
-        raise ImporterError(f"{where} {problem}, first at step {step}: leave the episode out")

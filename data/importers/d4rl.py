@@ -52,6 +52,10 @@ class D4RL:
         max_steps: int | None = None,
     ):
         self.path = Path(path)
+        if max_steps is not None and (type(max_steps) is not int or max_steps < 0):
+            raise ImporterError(
+                f"max_steps is {max_steps!r}, it must be a number of steps, or 0 for no limit"
+            )
         with open_hdf5(self.path) as file:
             arrays = {
                 name: spec_of(array, path=self.path) for name, array in _arrays(file, self.path)

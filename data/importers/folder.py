@@ -80,11 +80,11 @@ class Folder:
     def episodes(self, first: int = 0) -> Iterator[ImportedEpisode]:
         """Episodes from number `first` on, in the order of the numbers in their names."""
         for file in self._files[first:]:
-            yield self._from_npz(file) if file.suffix == ".npz" else self._from_csv(file)
+            yield self._from_npz(file) if _kind(file) == ".npz" else self._from_csv(file)
 
     def _look(self, file: Path) -> tuple[dict[str, ArraySpec], list[str]]:
         """What the arrays of the first file are, and the names of its single numbers."""
-        if file.suffix == ".csv":
+        if _kind(file) == ".csv":
             arrays = self._csv_arrays(file)
             return {k: ArraySpec(v.shape[1:], v.dtype) for k, v in arrays.items()}, []
         with open_zip(file) as archive:
@@ -179,13 +179,18 @@ def _episode_files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise ImporterError(f"{path} is no folder: give one with an npz or csv for each episode")
     files = [
-        p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file() and p.name[0] not in "._"
+        p for p in path.iterdir() if _kind(p) in SUFFIXES and p.is_file() and p.name[0] not in "._"
     ]
-    kinds = {p.suffix for p in files}
+    kinds = {_kind(p) for p in files}
     if len(kinds) != 1:
         what = "both npz and csv files" if kinds else "no npz or csv files"
         raise ImporterError(f"{path} holds {what}: put one kind of them there, one per episode")
     return sorted(files, key=lambda p: ([int(n) for n in re.findall(r"\d{1,18}", p.stem)], p.name))
+
+
+def _kind(file: Path) -> str:
+    """What a file is by its name; some systems write .CSV."""
+    return file.suffix.lower()
 
 
 def _grouped(

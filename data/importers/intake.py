@@ -206,12 +206,15 @@ def _check_last(store: EpisodeStore, importer: Importer) -> None:
 
     It tells other settings (a mask, another array, numbers that are scaled) and a changed source.
     """
-    numbers = [entry.get("source_number") for entry in store.episode_metadata]
-    known = [place for place, number in enumerate(numbers) if isinstance(number, int)]
+    known = {
+        number: place
+        for place, entry in enumerate(store.episode_metadata)
+        if isinstance(number := entry.get("source_number"), int)
+    }
     if not known:
         return
-    last = max(known, key=lambda place: numbers[place])
-    number, fault = numbers[last], ""
+    number, fault = max(known), ""
+    last = known[number]
     if number >= importer.n_episodes:
         fault = f"there are only {importer.n_episodes} episodes now"
     else:

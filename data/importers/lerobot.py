@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from data.importers.arrays import in_field
 from data.importers.importer import ImportedEpisode, ImporterError
 from data.importers.lerobot_checks import (
     check_count,
@@ -31,6 +30,7 @@ from data.importers.lerobot_choice import SUCCESS, Take, chosen, success_feature
 from data.importers.lerobot_info import read_json_lines
 from data.importers.lerobot_meta import EpisodeEntry, read_meta
 from data.importers.lerobot_table import TableReader
+from data.importers.numbers import in_field
 from data.lerobot_layout import OWN_EPISODES, Feature
 from data.video_frames import VideoError, VideoFrames
 

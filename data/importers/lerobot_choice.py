@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data.importers.arrays import check_name
+from data.importers.arrays import check_name, told_source
 from data.importers.importer import ImporterError, asked_of, told_fields
 from data.importers.lerobot_meta import LeRobotMeta
 from data.layout import Source, StoreError
@@ -92,7 +92,7 @@ def _sources(meta: LeRobotMeta, take: Take, leave_out: Sequence[str]) -> dict[st
     for key in leave_out:
         _check_known(meta, key)
     if isinstance(take, Mapping):
-        sources = {str(name): _told_source(str(name), entry) for name, entry in take.items()}
+        sources = {str(name): told_source(str(name), entry) for name, entry in take.items()}
     elif take:
         keys = [
             str(key) if key in meta.features else by_name.get(str(key), str(key)) for key in take
@@ -131,18 +131,6 @@ def _named(meta: LeRobotMeta, keys: Sequence[str]) -> dict[str, Source]:
             )
         sources[name] = Source(key)
     return sources
-
-
-def _told_source(name: str, entry: object) -> Source:
-    if isinstance(entry, str):
-        return Source(entry)
-    if not isinstance(entry, Mapping) or "key" not in entry or set(entry) - {"key", "elements"}:
-        raise ContractError(
-            f"take.{name} is {entry!r}, it must be the name of a feature, or "
-            f"take.{name}.key=FEATURE take.{name}.elements=[0,1]"
-        )
-    elements = entry.get("elements")
-    return Source(str(entry["key"]), None if elements is None else [int(e) for e in elements])
 
 
 def _check_known(meta: LeRobotMeta, key: str) -> None:

@@ -143,7 +143,7 @@ class Minari:
                 if key in names(infos, path=self.path):
                     array = dataset(infos, key, path=self.path)
                     n_rows, spec = spec_of(array, path=self.path)
-                    if spec.shape == ():
+                    if spec.shape == () and n_rows <= n_steps + 1:
                         outcome["success"] = bool(rows(array, 0, n_rows, path=self.path).any())
         return outcome
 

@@ -24,6 +24,7 @@ from data.types import Contract
 if TYPE_CHECKING:
     import h5py
 
+MAX_DEMOS = 10**7  # that a mask may name; more is no list, but made to fill the memory
 ACTIONS = ("actions", "actions_abs")
 COPIED = ("operator", "seed", "ep_meta", "success")  # attributes of a demo worth keeping
 
@@ -156,6 +157,10 @@ class Robomimic:
         group, masks = subgroup(file, "mask", path=self.path), {}
         for name in names(group, path=self.path):
             array = dataset(group, name, path=self.path)
+            if array.size is None or array.size > MAX_DEMOS:
+                raise ImporterError(
+                    f"{self.path}: mask/{name} has the shape {array.shape}, no list"
+                )
             try:
                 masks[name] = {_text(entry) for entry in np.asarray(array).reshape(-1)}
             except (OSError, RuntimeError, ValueError, TypeError) as error:

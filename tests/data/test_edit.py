@@ -14,6 +14,7 @@ from data import edit
 from data.codec import Jpeg, codec_of
 from data.dataset import WindowDataset, split_episodes
 from data.mixture import Mixture
+from data.place import Reading
 from data.store import EpisodeStore, StoreError
 from data.types import Contract, ContractError, Field, Horizons
 
@@ -357,3 +358,60 @@ def test_what_is_interrupted_leaves_no_store(store, tmp_path):
         edit.copy(store, "memory://x")
     with pytest.raises(StoreError, match="memory://x can only be read, not created"):
         edit.split(store, 0.3, "memory://x")
+
+
+@pytest.mark.parametrize("given", [np.array([False, True] * 3), [1.0], 1, [[0, 1]]])
+def test_episodes_are_named_by_their_numbers(store, given, tmp_path):
+    for use in (
+        store.rows_of,
+        store.lengths_of,
+        Mixture([store]).rows_of,
+        lambda episodes: store.edit(hide=episodes),
+        lambda episodes: edit.keep(store, episodes),
+        lambda episodes: edit.relabel(store, episodes, {"a": 1}),
+        lambda episodes: edit.copy(store, tmp_path / "new.zarr", episodes=episodes),
+        lambda episodes: WindowDataset(store, Horizons(1, 2, 1), episodes=episodes),
+    ):
+        with pytest.raises(StoreError, match="give their numbers as a list of int"):
+            use(given)
+    check(store, list(range(N)))
+
+
+def test_a_split_that_is_interrupted_leaves_neither_part(store, tmp_path):
+    done: list[int] = []
+
+    def interrupt(n_steps: int) -> None:
+        done.append(n_steps)
+        if len(done) == N:  # Then only the last episode of "val" is being copied.
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edit.split(store, 0.3, tmp_path / "parts", progress=interrupt)
+    assert not list((tmp_path / "parts").iterdir())
+
+
+def test_a_store_is_not_made_within_another(store, tmp_path):
+    for path in (store.path / "new.zarr", store.path / "data" / "new.zarr"):
+        with pytest.raises(StoreError, match="lies within the store"):
+            edit.copy(store, path)
+    assert not list(store.path.rglob("*new*"))
+
+
+@pytest.mark.parametrize("place", ["store", "cache", "host"])
+def test_what_is_learned_from_does_not_move_when_the_store_is_edited(store, path, tmp_path, place):
+    reading = Reading(place, tmp_path / "cache", memory_fraction=0)
+    shown = EpisodeStore.open(path)
+    sets = [WindowDataset(s, Horizons(1, 2, 1), reading=reading) for s in (shown, Mixture([shown]))]
+    before = [one.batch(torch.arange(len(one))) for one in sets]
+    store.edit(hide=[0, 2])
+    store.append(episode(N))
+    shown.refresh()
+    for one, batch in zip(sets, before, strict=True):
+        after = one.batch(torch.arange(len(one)))
+        assert torch.equal(after.action, batch.action)
+        assert torch.equal(after.observation["camera"], batch.observation["camera"])
+        statistics = one.arrays()["state"]
+        rows = statistics if isinstance(statistics, np.ndarray) else np.concatenate([*statistics])
+        np.testing.assert_array_equal(
+            rows, np.concatenate([episode(index)["state"] for index in range(N)])
+        )

@@ -331,3 +331,33 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error(store, tmp_path):
     frames.gather(torch.tensor([[9]]))
     with pytest.raises(OSError, match="the cached file ends at"):
         frames.gather(torch.tensor([[9, 10]]))
+
+
+def test_a_note_of_a_build_whose_file_is_gone_is_not_believed(store, tmp_path, monkeypatch):
+    cache = FrameCache.of(tmp_path, store, "camera")
+    cache.folder.mkdir()
+    (cache.folder / "progress.json").write_text(json.dumps({"n_steps": 20}))
+
+    def interrupt(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # Killed when the file is reserved, and nothing else.
+        patch.setattr(FrameCache, "_write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cache.open()
+    assert (cache.folder / "steps.partial").stat().st_size == 20 * STEP_BYTES
+    np.testing.assert_array_equal(all_steps(cache), store.read("camera"))
+
+
+def test_a_relabelled_task_is_another_cache_and_another_digest(tmp_path):
+    with EpisodeStore.create(tmp_path / "store.zarr", CONTRACT) as store:
+        fill(store, (4, 4, 4, 4))
+        seen = []
+        for tasks in ("xyxy", "xxyy"):
+            store.edit(metadata={index: {"task": task} for index, task in enumerate(tasks)})
+            mixture = Mixture([store], tell_task=True)
+            steps = all_steps(FrameCache.of(tmp_path / "cache", mixture, "task"))
+            expected = np.repeat([[task == "x", task == "y"] for task in tasks], 4, axis=0)
+            np.testing.assert_array_equal(steps, expected)
+            seen.append(mixture.digest())
+    assert seen[0] != seen[1]

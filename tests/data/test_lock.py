@@ -283,3 +283,21 @@ def test_processes_are_told_by_their_begin():
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     assert started(ended.pid) == ""
+
+
+@pytest.mark.parametrize("what", ["moved", "unlocked", "locked by another"])
+def test_nothing_is_written_where_the_lock_is_gone(path, tmp_path, what):
+    with EpisodeStore.open(path, mode="a") as store:
+        n = store.n_episodes
+        if what == "moved":
+            path.rename(tmp_path / "elsewhere.zarr")
+        else:
+            (path / LOCK_FILE).rename(tmp_path / "old")
+        if what == "locked by another":
+            (path / LOCK_FILE).write_text("{}")
+        for change in (lambda: store.append(EPISODE), lambda: store.edit(hide=[0])):
+            with pytest.raises(StoreError, match="of this process is gone"):
+                change()
+        assert store.n_episodes == n
+    assert path.exists() == (what != "moved")
+    assert (path / LOCK_FILE).exists() == (what == "locked by another")

@@ -327,5 +327,5 @@ def test_episodes_and_steps_that_do_not_exist_are_refused(stores):
     mixture = Mixture(stores)
     with pytest.raises(StoreError, match=r"episode 6 of .* which has 6"):
         mixture.rows_of([6])
-    with pytest.raises(StoreError, match=r"rows 0\.\.32 of .* of 32 steps"):
+    with pytest.raises(StoreError, match=r"rows 0\.\.32 of .*, of 32 steps"):
         mixture.read_rows("state", np.array([0, 32]))

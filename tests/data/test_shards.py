@@ -19,6 +19,7 @@ from zarr.codecs import (
 )
 from zarr.storage import LocalStore
 
+from data import shards
 from data.shards import ChunkReader
 
 N_ROWS = 23
@@ -239,3 +240,10 @@ def test_few_files_are_open_at_once(tmp_path, monkeypatch):
     for _ in range(3):
         np.testing.assert_array_equal(reader.rows(np.arange(N_ROWS)), values)
         assert len(reader._shards) == 2
+
+
+def test_no_limit_of_open_files_is_not_a_limit_of_one(monkeypatch):
+    resource = pytest.importorskip("resource")
+    for limit, expected in ((resource.RLIM_INFINITY, shards.MOST_OPEN), (80, 10), (4, 1)):
+        monkeypatch.setattr(resource, "getrlimit", lambda number, limit=limit: (limit, limit))
+        assert shards._most_open() == expected

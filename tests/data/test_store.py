@@ -453,6 +453,10 @@ def test_reading_checks_rows_and_episodes(path):
         store.read("state", episodes=[3, 1])
     with pytest.raises(StoreError, match=r"rows 0\.\.15 of a store of 15 steps"):
         store.read_rows("state", np.array([0, 15]))
+    with pytest.raises(StoreError, match="not in ascending order"):
+        store.read_rows("state", np.array([3, 1, 5]))
+    repeated = store.read_rows("state", np.array([1, 1, 4]))
+    np.testing.assert_array_equal(repeated, store.read("state")[[1, 1, 4]])
 
 
 def test_append_needs_a_store_opened_for_it(path):

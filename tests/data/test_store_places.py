@@ -95,10 +95,11 @@ def test_a_foreign_store_in_an_archive(tmp_path):
     for name, field in CONTRACT.fields.items():
         group.create_array(f"data/{name}", data=episode(0)[name], chunks=(16, *field.shape))
     group.create_array("meta/episode_ends", data=np.array([10, 40]))
-    store = EpisodeStore.open(in_archive(path), contract=CONTRACT)
+    archive = in_archive(path)
+    store = EpisodeStore.open(archive, contract=CONTRACT)
     assert store.episode_ends.tolist() == [10, 40]
     np.testing.assert_array_equal(store.read("camera"), episode(0)["camera"])
-    assert store.identity() == EpisodeStore.open(in_archive(path), contract=CONTRACT).identity()
+    assert store.identity() == EpisodeStore.open(archive, contract=CONTRACT).identity()
 
 
 def test_elsewhere_is_not_written(path):
@@ -139,3 +140,19 @@ def test_locations():
     assert location(Path("/a")) == Path("/a")
     assert location("file:///a/with%20space") == Path("/a/with space")
     assert location("zip://a::b.zip") == "zip://a::b.zip"
+
+
+def test_the_identity_of_a_foreign_store_elsewhere_changes_with_its_files(tmp_path, monkeypatch):
+    identities = []
+    for scale in (1, 2):
+        path = tmp_path / f"{scale}.zarr"
+        group = zarr.open_group(path, mode="w", zarr_format=2)
+        for name in CONTRACT.fields:
+            group.create_array(f"data/{name}", data=episode(0)[name] // scale)
+        group.create_array("meta/episode_ends", data=np.array([40]))
+        store = EpisodeStore.open(in_memory(path), contract=CONTRACT)
+        identities += [store.identity(), store.identity()]
+    assert identities[0] == identities[1] != identities[2] == identities[3]
+    # Where a location does not tell about its files, nobody can say that it is the same.
+    monkeypatch.setattr("data.location._told", lambda place: [])
+    assert store.identity() != store.identity()

@@ -99,6 +99,25 @@ def test_a_setting_of_the_wrong_kind_is_one_line_and_leaves_no_folder(
     assert not (tmp_path / "outputs").exists()
 
 
+def test_help_tells_the_settings_of_a_part_that_is_chosen(monkeypatch, capsys):
+    assert run_cli(monkeypatch, "import", "format=robomimic", "--help") == 0
+    printed = capsys.readouterr().out
+    assert "Settings of format=robomimic (change one with format.key=value)" in printed
+    assert "\n  mask: null" in printed
+    assert "_target_" not in printed
+    assert "${" not in printed.split("Settings of format")[1]
+    assert run_cli(monkeypatch, "import", "format=../import", "--help") == 0
+    assert "Settings of" not in capsys.readouterr().out
+
+
+def test_a_path_may_hold_any_characters(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a b (1), [2].hdf5", "a=b.hdf5", "it's.hdf5", "'quoted by, hand.hdf5'"):
+        arguments = [f"src={name}", "store=s (1).zarr"]
+        assert run_cli(monkeypatch, "import", "format=robomimic", *arguments) == 1
+        assert f"error: {name.strip(chr(39))} is no readable HDF5 file" in capsys.readouterr().err
+
+
 def test_a_mistyped_setting_gets_a_suggestion(monkeypatch, capsys):
     assert run_cli(monkeypatch, "collect", "env=pillar", "strats=2") == 2
     assert "did you mean starts" in capsys.readouterr().err

@@ -212,7 +212,13 @@ def test_split(cadence_edit, path, tmp_path):
         (["episodes=[true]"], "episodes has True, give numbers and ranges"),
         (["episodes=[5-3]"], "episodes has the range 5-3, which is empty: give 3-5"),
         (["episodes=[3-5]"], "choose 0..4"),
+        (["episodes=[0-99999999999]"], "episodes has 0-99999999999, no store has as many"),
         (["do=split", "fraction=2"], "must be in [0, 1)"),
+        (["do=split", "fraction=2", "dry_run=true"], "must be in [0, 1)"),
+        (["do=keep", "filter=seed==99"], "do=keep would hide all episodes"),
+        (["do=append", "with=[store.zarr]", "dry_run=true"], "cannot be appended to itself"),
+        (["do=copy", "out=store.zarr", "dry_run=true"], "store.zarr exists already"),
+        (["do=split", "out=store.zarr/a", "dry_run=true"], "lies within the store"),
         (["do=copy", "out=x", "codec=jpeg", "codec.quality=0"], "quality is 0"),
     ],
 )

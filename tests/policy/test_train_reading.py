@@ -14,6 +14,7 @@ from data.types import Contract, Field
 from policy import train
 from policy.checkpoint import load, load_trainer
 from policy.entry import compose_config
+from policy.train import make_absolute
 
 CONTRACT = Contract(
     {"camera": Field((12, 12, 3), dtype="uint8"), "state": Field((2,))}, Field((2,)), 0.1
@@ -130,3 +131,13 @@ def test_runs_of_older_programs_have_no_such_settings(store, tmp_path):
     del cfg["reading"]
     run = train.prepare(cfg, EpisodeStore.open(store), tmp_path)
     assert run.dataset.place == "device"
+
+
+def test_a_store_elsewhere_is_found_from_any_folder():
+    place = "zip://store.zarr::/data/archive.zip"
+    one = OmegaConf.create({"path": place})
+    several = OmegaConf.create({"paths": [place, "a b/store.zarr", "file:///c"]})
+    make_absolute(one)
+    make_absolute(several)
+    assert one.path == place
+    assert several.paths == [place, str(Path.cwd() / "a b/store.zarr"), "/c"]

@@ -348,6 +348,10 @@ def test_what_is_there_is_left_alone(store, tmp_path):
     with pytest.raises(ExporterError, match="file/out cannot be written"):
         LeRobotV3().export(store, tmp_path / "file/out")
     assert (tmp_path / "file").read_text() == "mine"
+    for inside in (store.path / "out", store.path / "data" / ".." / "out"):
+        with pytest.raises(ExporterError, match="lies in the store"):
+            LeRobotV3().export(store, inside)
+        assert not inside.exists()
 
 
 @pytest.mark.parametrize("images", ["png", "h264_lossless"])

@@ -121,3 +121,9 @@ def test_a_file_of_no_steps(tmp_path):
         pass
     with pytest.raises(ImporterError, match="has no observations, it has nothing"):
         found(tmp_path / "c.hdf5")
+
+
+@pytest.mark.parametrize("max_steps", [-1, 2.5, True, "4"])
+def test_a_length_that_is_none_is_refused(tmp_path, max_steps):
+    with pytest.raises(ImporterError, match=r"max_steps is .*, it must be a number of steps, or 0"):
+        found(write(tmp_path / "a.hdf5", {"timeouts": None}), max_steps=max_steps)

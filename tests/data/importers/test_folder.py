@@ -42,6 +42,13 @@ def test_files_come_in_the_order_of_their_numbers(tmp_path):
     assert names == ["a_2", "run_9", "run_9b", "run_10"]
 
 
+def test_endings_in_capitals_are_files_too(tmp_path):
+    path = text(tmp_path / "a", "state,action\n1,2", "state,action\n3,4")
+    (path / "episode_1.csv").rename(path / "episode_1.CSV")
+    values = [episode.fields["state"].tolist() for episode in opened(path).episodes()]
+    assert values == [[[1.0]], [[3.0]]]
+
+
 def test_single_numbers_are_what_is_known_of_an_episode(tmp_path):
     path = npz(
         tmp_path / "a",

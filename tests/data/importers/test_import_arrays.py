@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.importers.arrays import ArraySpec, Selection, in_field, plain
+from data.importers.arrays import ArraySpec, Selection, plain
 from data.importers.importer import ImporterError
+from data.importers.numbers import in_field
 from data.importers.samples import ACTION, UNITS
 from data.types import ContractError, Field
 
@@ -129,3 +130,41 @@ def test_only_what_json_holds_is_kept_of_metadata():
     values = [b"ann", np.bytes_(b"a\xff"), "x" * 5000, np.int64(3), np.array([2.5]), np.bool_(True)]
     assert [plain(value) for value in values] == ["ann", "a\ufffd", "x" * 1000, 3, 2.5, True]
     assert [plain(value) for value in (np.nan, np.zeros(2), None, object())] == [None] * 4
+
+
+def test_large_numbers_that_float32_does_not_tell_apart_are_refused():
+    times = 1.7e9 + 0.1 * np.arange(5)[:, None]
+    with pytest.raises(ImporterError, match=r"t holds numbers up to 1700000000 that differ by"):
+        in_field(times, Field((1,)), where="t")
+    large = 2e7 + 1e6 * np.arange(5)[:, None] + 0.3  # Their rounding is a millionth of the range.
+    resting = 0.5 + 1e-9 * np.arange(5)[:, None]
+    for values in (large, resting, times[:1], np.full((3, 1), 1.7e9 + 0.3)):
+        read = in_field(values, Field((1,)), where="t")
+        assert np.allclose(read, values, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "is_refused"),
+    [
+        ((3, 96, 96), "u1", True),
+        ((1, 8, 8), "u1", True),
+        ((4, 32, 20), "f4", True),
+        ((96, 96, 3), "u1", False),
+        ((96, 96, 6), "u1", False),
+        ((3, 3, 3), "u1", False),
+        ((3, 4, 9), "f4", False),
+    ],
+)
+def test_pictures_with_channels_first_are_refused(shape, dtype, is_refused):
+    arrays = {**ARRAYS, "camera": ArraySpec(shape, np.dtype(dtype))}
+    told = {"action": ACTION} | ({"camera": UNITS} if dtype == "f4" else {})
+
+    def contract():
+        chosen = Selection.of(PATH, arrays, take=["camera"], told=told, control_dt=0.1, task="")
+        return chosen.contract
+
+    if is_refused:
+        with pytest.raises(ImporterError, match=r"camera: a step has shape .*channels first"):
+            contract()
+    else:
+        assert contract().fields["camera"].shape == shape

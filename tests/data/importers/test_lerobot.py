@@ -159,6 +159,11 @@ def test_the_task_and_the_rate_may_be_told_again():
             ImporterError,
             r"elements \[3\] are wanted",
         ),
+        (
+            {"take": {"pose": {"key": "observation.state", "elements": "01"}}},
+            ContractError,
+            "take.pose.elements are '01', they must be numbers",
+        ),
         ({"control_dt": 0.05}, ContractError, "control_dt is 0.05 s, but .* fps 10"),
         ({"tolerance_s": 0.0}, ImporterError, "tolerance_s is 0.0 s, it must be positive"),
         ({"fields": {"nothing": {}}}, ContractError, "fields tells of"),

@@ -58,6 +58,15 @@ def test_limits_task_and_outcome_come_from_the_data_set(path):
     assert opened(path, task="walk").contract.task == "walk"
 
 
+def test_a_success_longer_than_its_episode_is_not_read(path):
+    with h5py.File(path / "data/main_data.hdf5", "a") as file:
+        del file["episode_0/infos/success"]
+        file["episode_0/infos/success"] = np.ones(LENGTHS[0] + 2, bool)
+    first, *others = [episode.metadata for episode in opened(path).episodes()]
+    assert "success" not in first
+    assert [metadata["success"] for metadata in others] == [False, True]
+
+
 def test_the_observation_after_the_last_action_is_left_out(path):
     assert [len(fields["robot_arm"]) for fields in read(path)] == list(LENGTHS)
     with h5py.File(path / "data/main_data.hdf5") as file:

@@ -213,6 +213,12 @@ def test_a_rate_that_is_none(path, rate):
         opened(path)
 
 
+def test_a_mask_that_fills_the_memory_is_refused(path, monkeypatch):
+    monkeypatch.setattr("data.importers.robomimic.MAX_DEMOS", 1)  # `train` names more.
+    with pytest.raises(ImporterError, match=r"mask/train has the shape \(2,\), no list"):
+        opened(path)
+
+
 def test_a_mask_that_is_damaged(path):
     with h5py.File(path, "a") as file:
         file["mask/odd"] = h5py.Empty("f8")
