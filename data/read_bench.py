@@ -26,7 +26,7 @@ from data.store import EpisodeStore
 from data.types import Contract, Field, Horizons
 
 HORIZONS = Horizons(obs=2, pred=16, action=8)
-BATCH = 64  # windows
+BATCH = 256  # windows, as in training
 N_RUNS = 10  # The best one is the least disturbed by what else the machine does.
 # Windows per second of two pictures of 96 x 96 px that each place has to give on one core.
 BARS = {"memory": 150_000, "cache": 20_000, "store": 3_000}
