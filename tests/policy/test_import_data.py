@@ -31,6 +31,8 @@ TOLD = [
     "control_dt=0.1",
 ]
 
+N_LONG = 300  # episodes whose import is not over before it is interrupted
+
 
 def run(*arguments: object) -> Path:
     """The verb as from the command line, without its handling of errors."""
@@ -256,7 +258,7 @@ def test_the_command_line(tmp_path):
 
 
 def test_a_real_ctrl_c_keeps_whole_episodes(tmp_path):
-    path = write_npz_folder(tmp_path, episodes(lengths=(2,) * 100))
+    path = write_npz_folder(tmp_path, episodes(lengths=(2,) * N_LONG))
     store = tmp_path / "store.zarr"
     command = [sys.executable, "-m", "policy.cli", "import", "format=folder", f"src={path}"]
     command += [f"store={store}", *TOLD]
@@ -267,7 +269,7 @@ def test_a_real_ctrl_c_keeps_whole_episodes(tmp_path):
     try:
         deadline = time.monotonic() + 100
         while not store.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(0.002)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
     finally:
@@ -275,7 +277,7 @@ def test_a_real_ctrl_c_keeps_whole_episodes(tmp_path):
     assert process.returncode == 130
     assert b"go on with the same command" in said
     n_there = EpisodeStore.open(store).n_episodes
-    assert n_there < 100
+    assert n_there < N_LONG
     assert (
         subprocess.run(
             command, cwd=CONFIGS.parent, check=False, timeout=200, capture_output=True
@@ -283,7 +285,7 @@ def test_a_real_ctrl_c_keeps_whole_episodes(tmp_path):
         == 0
     )
     numbers = [e["source_number"] for e in EpisodeStore.open(store).episode_metadata]
-    assert numbers == list(range(100))
+    assert numbers == list(range(N_LONG))
 
 
 def test_pictures_may_be_kept_with_loss():
