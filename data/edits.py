@@ -72,12 +72,14 @@ def read_edits(path: Path | str, group: zarr.Group, digest: str, *, n_episodes: 
     fault = "is missing"
     try:
         text = group[f"meta/{PREFIX}{digest}"].attrs["edits"]
-        assert isinstance(text, str)
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} is no text")
         if hashlib.sha256(text.encode()).hexdigest() == digest:
             entries = json.loads(text)
             hidden = frozenset(entries["hidden"])
             metadata = {int(episode): entry for episode, entry in entries["metadata"].items()}
-            assert all(0 <= episode < n_episodes for episode in hidden | set(metadata))
+            if not all(0 <= episode < n_episodes for episode in hidden | set(metadata)):
+                raise ValueError(f"it names episodes that are not among {n_episodes}")
             return Edits(hidden, metadata)
         fault = "is not what was written"
     except Exception as error:  # Whatever zarr makes of a damaged file.

@@ -1,9 +1,12 @@
 """Editing stores: hidden episodes are seen by nobody, nothing is lost, all or nothing happens."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import zarr.storage._local as zarr_local
 from data import edit
 from data.codec import Jpeg, codec_of
 from data.dataset import WindowDataset, split_episodes
+from data.edits import PREFIX, read_edits
 from data.mixture import Mixture
 from data.place import Reading
 from data.store import EpisodeStore, StoreError
@@ -415,3 +419,18 @@ def test_what_is_learned_from_does_not_move_when_the_store_is_edited(store, path
         np.testing.assert_array_equal(
             rows, np.concatenate([episode(index)["state"] for index in range(N)])
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (3, "is no text"),
+        (json.dumps({"hidden": [7], "metadata": {}}), "not among 2"),
+        (json.dumps({"hidden": [], "metadata": {"-1": {}}}), "not among 2"),
+    ],
+)
+def test_edits_of_episodes_that_are_not_there_are_refused(text, told):
+    digest = hashlib.sha256(str(text).encode()).hexdigest()
+    group = {f"meta/{PREFIX}{digest}": SimpleNamespace(attrs={"edits": text})}
+    with pytest.raises(StoreError, match=told):
+        read_edits("somewhere", group, digest, n_episodes=2)  # pyright: ignore

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from view_browser import Tab, opened
 
 from data.checks.finding import warning
 from data.store import EpisodeStore
@@ -19,6 +18,7 @@ from policy.view_page import page_of
 from policy.view_run import RunFacts
 from policy.view_server import VIEW_PAGE, Site, ViewServer
 from policy.view_source import Chunks, Episodes
+from tests.policy.browser import Tab, opened
 
 CONTRACT = Contract(
     {"state": Field((2,), unit=("m", "rad")), "camera": Field((16, 16, 3), dtype="uint8")},
@@ -70,10 +70,11 @@ def shown(tab: Tab, store: EpisodeStore, *, findings=(), chunks=None, facts=None
         thread.start()
         try:
             tab.resize(*SIZES["desktop"])
+            tab.forget()
             tab.open(server.url, READY)
             tab.wait("!byId('findings').hidden")
             yield server
-            asked = {url for url in tab.urls if not url.startswith("data:")}
+            asked = {url for url in tab.urls.values() if not url.startswith("data:")}
             assert all(url.startswith(server.url) for url in asked), asked
             assert tab.errors == []
             tab.call("Page.navigate", url="about:blank")
@@ -247,7 +248,7 @@ def test_hostile_texts_are_shown_as_texts(tab, tmp_path):
         problems=[evil],
     )
     findings = [warning(evil, evil, evil, [0])]
-    with shown(tab, store, facts=facts, findings=findings, path=evil, title=evil) as server:
+    with shown(tab, store, facts=facts, findings=findings, path=evil, title=evil):
         assert tab.text("#path") == evil
         assert evil in tab.text("#sums")
         for selector in ("#metadata", "#fields", "#run", "#table", "#curves", "#findings"):
@@ -263,7 +264,6 @@ def test_hostile_texts_are_shown_as_texts(tab, tmp_path):
         assert tab.errors
         assert all("Content Security Policy" in error for error in tab.errors)
         tab.errors.clear()
-        tab.urls[:] = [url for url in tab.urls if url.startswith(server.url)]
 
 
 def test_a_file_of_its_own_asks_nobody(tab, tmp_path):
@@ -284,6 +284,7 @@ def test_a_file_of_its_own_asks_nobody(tab, tmp_path):
     file = tmp_path / "page.html"
     file.write_text(text)
     tab.resize(*SIZES["desktop"])
+    tab.forget()
     tab.open(file.as_uri(), READY)
     assert tab.evaluate("chosen.number") == 2
     tab.key("ArrowDown")
@@ -301,7 +302,7 @@ def test_a_file_of_its_own_asks_nobody(tab, tmp_path):
     assert "window.hit=1" in tab.text("#metadata")
     assert tab.evaluate("window.hit === undefined")
     assert tab.text("#findings li b") == "S019 warning "
-    assert [url for url in tab.urls if not url.startswith(("data:", file.as_uri()))] == []
+    assert [url for url in tab.urls.values() if not url.startswith(("data:", file.as_uri()))] == []
     assert tab.errors == []
 
 

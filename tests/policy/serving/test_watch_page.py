@@ -2,18 +2,14 @@
 
 import json
 import re
-import shutil
 import socket
-import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from serving_fakes import CONTRACT, PATIENCE, TOKEN, serving, wait_until
-from websockets.sync.client import ClientConnection, connect
 
 from policy.entry import CONFIGS, compose_config
 from policy.serve import settings_of
@@ -21,19 +17,8 @@ from policy.serving.client import RemotePlanner
 from policy.serving.endpoints import WATCH_PAGE, Page
 from policy.serving.messages import Value
 from policy.settings import check_settings
+from tests.policy.browser import Tab, opened
 
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--remote-debugging-port=0",
-)
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 REPORT: dict[str, Value] = {
     "control_dt_ms": 100.0,
@@ -62,106 +47,23 @@ REPORT: dict[str, Value] = {
 }
 
 
-class Tab:
-    """A tab of a browser, driven by the DevTools protocol; remembers what it asked for."""
-
-    def __init__(self, connection: ClientConnection):
-        self._connection, self._n = connection, 0
-        self.urls: dict[str, str] = {}  # by request; without what the page's policy kept back
-        self.errors: list[str] = []
-        for domain in ("Network", "Log", "Runtime", "Page"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **parameters: object) -> dict:
-        self._n += 1
-        self._connection.send(json.dumps({"id": self._n, "method": method, "params": parameters}))
-        while True:
-            message = json.loads(self._connection.recv(PATIENCE))
-            if message.get("id") == self._n:
-                assert "error" not in message, message
-                return message["result"]
-            self._take_event(message["method"], message["params"])
-
-    def _take_event(self, name: str, event: dict) -> None:
-        if name == "Network.requestWillBeSent":
-            self.urls[event["requestId"]] = event["request"]["url"]
-        elif name == "Network.webSocketCreated":
-            self.urls[event["requestId"]] = event["url"]
-        elif name == "Network.loadingFailed" and event.get("blockedReason") == "csp":
-            self.urls.pop(event["requestId"], None)
-        elif name == "Runtime.exceptionThrown":
-            self.errors.append(str(event["exceptionDetails"]))
-        elif name == "Log.entryAdded" and event["entry"]["level"] == "error":
-            self.errors.append(event["entry"]["text"])
-
-    def evaluate(self, script: str):
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def open(self, port: int) -> None:
-        self.call("Page.navigate", url=f"http://127.0.0.1:{port}/")
-        wait_until(
-            lambda: self.evaluate(
-                "document.readyState === 'complete' && typeof byId === 'function'"
-            )
-        )
-
-    def text(self, selector: str) -> str:
-        return self.evaluate(f"document.querySelector({json.dumps(selector)}).textContent")
-
-    def resize(self, size: tuple[int, int], *, scheme: str = "light") -> None:
-        width, height = size
-        is_phone = width < 500
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=2 if is_phone else 1,
-            mobile=is_phone,
-        )
-        preferred = {"name": "prefers-color-scheme", "value": scheme}
-        self.call("Emulation.setEmulatedMedia", features=[preferred])
-
-
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory) -> Iterator[Tab]:
-    browser = next(filter(None, map(shutil.which, NAMES)), None)
-    if browser is None:
-        pytest.skip("there is no Chromium to look at the page with (apt-get install chromium)")
-    folder = tmp_path_factory.mktemp("browser")
-    # No connections on suspicion: a server that ends waits for the silent ones to time out.
-    (folder / "Default").mkdir()
-    preferences = {"net": {"network_prediction_options": 2}}
-    (folder / "Default" / "Preferences").write_text(json.dumps(preferences))
-    command = [browser, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        try:
-            told = folder / "DevToolsActivePort"
-            wait_until(lambda: told.exists() and told.read_text().count("\n") > 0)
-            address = f"http://127.0.0.1:{told.read_text().split()[0]}/json"
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opened(tmp_path_factory.mktemp("browser")) as tab:
+        yield tab
 
-            def pages() -> list[dict]:
-                with opener.open(address, timeout=PATIENCE) as answer:
-                    return [each for each in json.load(answer) if each["type"] == "page"]
 
-            wait_until(lambda: bool(pages()))
-            url = pages()[0]["webSocketDebuggerUrl"]
-            with connect(url, proxy=None, max_size=None) as connection:
-                yield Tab(connection)
-        finally:
-            process.terminate()
+def visit(tab: Tab, port: int) -> None:
+    tab.open(f"http://127.0.0.1:{port}/", "typeof byId === 'function'")
 
 
 @contextmanager
 def watching(tab: Tab, **settings):
     """A server whose page is open in the tab; nobody else is asked, and no error is logged."""
     with serving(page=WATCH_PAGE, **settings) as server:
-        tab.resize(SIZES["desktop"])
-        tab.urls.clear()
-        tab.errors.clear()
-        tab.open(server.port)
+        tab.resize(*SIZES["desktop"])
+        tab.forget()
+        visit(tab, server.port)
         yield server
         hosts = {url.split("/")[2] for url in tab.urls.values() if not url.startswith("data:")}
         assert hosts == {f"127.0.0.1:{server.port}"}
@@ -263,7 +165,7 @@ def test_a_fault_turns_the_word_and_stays_when_nobody_controls(tab):
         # What was known last is not shown as if it were now.
         assert tab.evaluate("byId('main').className") == "old"
         # The server keeps the last report for those who come later: it may be an old one.
-        tab.open(server.port)
+        visit(tab, server.port)
         wait_until(lambda: tab.evaluate("reports") == 1)
         assert not tab.evaluate("isLive()")
         assert tab.evaluate("byId('state').className") == "past"
@@ -336,7 +238,7 @@ def test_a_token_is_asked_for_and_kept_in_memory_only(tab):
 def test_it_connects_again_with_growing_pauses(tab):
     with serving(page=WATCH_PAGE) as server:
         port = server.port
-        tab.open(port)
+        visit(tab, port)
         wait_until(lambda: tab.evaluate("isWelcome"))
         tab.evaluate("var pauses = new Set([pause]); setInterval(() => pauses.add(pause), 20)")
     wait_until(lambda: tab.text("#link").startswith("not connected: next attempt in"))
@@ -353,11 +255,11 @@ def test_it_connects_again_with_growing_pauses(tab):
 def test_it_fits_the_screen_and_follows_the_preferred_colours(tab, size):
     with watching(tab) as server, controlling(server) as planner:
         ground = "getComputedStyle(document.body).backgroundColor"
-        tab.resize(size, scheme="light")
+        tab.resize(*size, scheme="light")
         reported(tab, planner, IS_LIVE)
         light, ink = tab.evaluate(ground), tab.evaluate("colours.ink")
         assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
-        tab.resize(size, scheme="dark")
+        tab.resize(*size, scheme="dark")
         wait_until(lambda: tab.evaluate("colours.ink") != ink)
         assert tab.evaluate(ground) != light
 

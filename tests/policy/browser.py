@@ -33,7 +33,7 @@ class Tab:
 
     def __init__(self, connection: ClientConnection):
         self._connection, self._n = connection, 0
-        self.urls: list[str] = []
+        self.urls: dict[str, str] = {}  # by request; without what the page's policy kept back
         self.errors: list[str] = []
         for domain in ("Network", "Log", "Runtime", "Page"):
             self.call(f"{domain}.enable")
@@ -50,7 +50,11 @@ class Tab:
 
     def _take_event(self, name: str, event: dict) -> None:
         if name == "Network.requestWillBeSent":
-            self.urls.append(event["request"]["url"])
+            self.urls[event["requestId"]] = event["request"]["url"]
+        elif name == "Network.webSocketCreated":
+            self.urls[event["requestId"]] = event["url"]
+        elif name == "Network.loadingFailed" and event.get("blockedReason") == "csp":
+            self.urls.pop(event["requestId"], None)
         elif name == "Runtime.exceptionThrown":
             self.errors.append(str(event["exceptionDetails"]))
         elif name == "Log.entryAdded" and event["entry"]["level"] == "error":
@@ -63,9 +67,12 @@ class Tab:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def open(self, url: str, ready: str = "true") -> None:
+    def forget(self) -> None:
+        """What was asked for and logged until now."""
         self.urls.clear()
         self.errors.clear()
+
+    def open(self, url: str, ready: str = "true") -> None:
         self.call("Page.navigate", url=url)
         self.wait(f"document.readyState === 'complete' && ({ready})")
 
@@ -85,7 +92,7 @@ class Tab:
             "Emulation.setDeviceMetricsOverride",
             width=width,
             height=height,
-            deviceScaleFactor=1,
+            deviceScaleFactor=2 if width < 500 else 1,
             mobile=width < 500,
         )
         preferred = {"name": "prefers-color-scheme", "value": scheme}
@@ -108,6 +115,10 @@ def opened(folder: Path) -> Iterator[Tab]:
     browser = next(filter(None, map(shutil.which, NAMES)), None)
     if browser is None:
         pytest.skip("there is no Chromium to look at the page with (apt-get install chromium)")
+    # No connections on suspicion: a server that ends waits for the silent ones to time out.
+    (folder / "Default").mkdir()
+    preferences = {"net": {"network_prediction_options": 2}}
+    (folder / "Default" / "Preferences").write_text(json.dumps(preferences))
     command = [browser, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
