@@ -20,6 +20,7 @@ from policy.control.injected import Faults
 from policy.control.latency import TimingLog
 from policy.control.manner import number
 from policy.entry import compose_part, pick_device, plain, urgent_of
+from policy.foresight import check_has_delays
 from policy.interruption import Interruption
 from policy.planning import AgentPlanner
 from policy.play import Episode, play
@@ -119,6 +120,8 @@ class AsyncLoop:
             if not 0 <= number(value) < math.inf:
                 raise ValueError(f"{name} is {value} ticks, it must be a number of at least 0")
         self._manner = instantiate(cfg.seam.manner)
+        if cfg.seam.foresight:
+            check_has_delays(is_synchronous=self._manner.is_synchronous)
         instantiate(cfg.seam.delay)  # Wrong settings are told before a checkpoint is loaded.
         self._faults = Faults(
             least=cfg.delay,

@@ -228,6 +228,7 @@ def run(cfg: DictConfig) -> Path:
     contract = policy.contract
     check_foreseeable(contract)  # Before pictures fill the memory.
     store = instantiate(cfg.store)
+    check_recorded(contract, store.contract)
     contract.check(store.contract, this=f"checkpoint {cfg.checkpoint}", that=f"store {store.path}")
     learned, held = split_episodes(store.n_episodes, cfg.holdout, seed=cfg.seed)
     episodes = read_episodes(store, contract, learned).to(device)
@@ -252,6 +253,17 @@ def run(cfg: DictConfig) -> Path:
     file = save_foresight(loaded.path, net, scale, normalizer=policy.normalizer)
     print(f"foresight: {file}")
     return file
+
+
+def check_recorded(contract: Contract, recorded: Contract) -> None:
+    """Raise ValueError where a policy looks at what no step recorded, such as a goal."""
+    made = sorted(set(contract.observation) - set(recorded.observation))
+    if made:
+        raise ValueError(
+            f"the policy looks at {', '.join(map(repr, made))}, which the store does not have: a "
+            f"goal that training took from later steps does not change with the actions, so such "
+            f"a policy cannot be given foresight; use another seam (seam=none, blend, ensemble)"
+        )
 
 
 def check_learned(net: Dynamics) -> None:

@@ -170,6 +170,16 @@ def check_foreseeable(contract: Contract) -> None:
         )
 
 
+def check_has_delays(*, is_synchronous: bool) -> None:
+    """Raise ValueError where no action is ever decided before its chunk: nothing to foresee."""
+    if is_synchronous:
+        raise ValueError(
+            "seam.foresight is true, but the robot holds still until each chunk is there, so no "
+            "action is decided beforehand and nothing would be foreseen: use seam=foresee, or "
+            "seam.foresight=false"
+        )
+
+
 def _moved_whole(values: Tensor, change: Tensor) -> Tensor:
     """Whole numbers, or booleans, and their change rounded; they stay in what their type holds."""
     if values.dtype == torch.bool:

@@ -42,6 +42,7 @@ from policy.control_thread import (
 from policy.durable import write_json
 from policy.entry import entry, out_dir, pick_device, plain, urgent_of, use_threads
 from policy.fingerprint import fingerprint
+from policy.foresight import check_has_delays
 from policy.interruption import Interruption
 from policy.planning import AgentPlanner
 from policy.run_report import Episode, refusals_of, summary_line, timing_table
@@ -157,6 +158,8 @@ def planner_of(cfg: DictConfig, robot: Contract) -> Iterator[Planner]:
             f"checkpoint is {cfg.checkpoint}, policy is {cfg.policy}: give one of checkpoint=DIR "
             f"and policy=ws://HOST:PORT"
         )
+    if cfg.seam.foresight:
+        check_has_delays(is_synchronous=cfg.seam.manner.is_synchronous)
     if cfg.policy is not None:
         if cfg.seam.foresight:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from policy.build import from_checkpoint
 from policy.checkpoint import load
 from policy.controls import AsyncLoop
 from policy.entry import compose_config
-from policy.foresee import Differences, Episodes, read_episodes, scale_of
+from policy.foresee import Differences, Episodes, check_recorded, read_episodes, scale_of
 from policy.foresight import FILE, Foresight, dynamics_for, load_foresight
 from policy.planning import AgentPlanner
 from policy.run import planner_of
@@ -242,6 +243,22 @@ def test_angles_differ_by_the_shorter_way_round():
 def test_impossible_settings_are_refused(checkpoint, override, told):
     with pytest.raises(ValueError, match=told):
         foresee.run(config(checkpoint, override))
+
+
+def test_a_goal_that_no_step_recorded_is_refused():
+    with pytest.raises(ValueError, match=r"looks at 'goal', which the store does not have"):
+        check_recorded(
+            replace(CONTRACT, observation={**CONTRACT.observation, "goal": Field((2,))}), CONTRACT
+        )
+
+
+def test_a_seam_that_waits_has_nothing_to_foresee():
+    overrides = ["env=pillar", "checkpoint=x", "seam=wait", "seam.foresight=true"]
+    cfg = compose_config("run", overrides)
+    with pytest.raises(ValueError, match="nothing would be foreseen"), planner_of(cfg, CONTRACT):
+        pass
+    with pytest.raises(ValueError, match="nothing would be foreseen"):
+        AsyncLoop(compose_config("evaluate", [*overrides, "control=async"]))
 
 
 def test_pictures_are_refused_before_anything_is_read(checkpoint, monkeypatch):
