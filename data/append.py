@@ -1,17 +1,18 @@
-"""What is written for an episode or an edit of a store, in the order that keeps it whole.
+"""What is written for episodes or an edit of a store, in the order that keeps it whole.
 
 Everything but the last write of each is not seen by anybody; the last one is the commit.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import zarr
 
 from data.codec import codec_of
-from data.commit import Commit, attributes_with
+from data.commit import Commit, attributes_with, filled_by_episode
 from data.durable import files_of, flush
 from data.edits import PREFIX, Edits, remove_old_edits
 from data.layout import StoreError, frozen, stored_array, write_rows
@@ -19,25 +20,43 @@ from data.shard_files import append_rows
 from data.snapshot import Snapshot, checked_episodes
 
 
-def append_episode(
+@dataclass(frozen=True)
+class Episode:
+    """What is appended.
+
+    Args:
+        fields: field -> [L, ...] in the contract's dtype.
+        entry: its metadata, as JSON.
+    """
+
+    fields: Mapping[str, np.ndarray]
+    entry: str
+
+    @property
+    def n_steps(self) -> int:
+        """Its length."""
+        return len(self.fields["action"])
+
+
+def append_episodes(
     snapshot: Snapshot,
     arrays: Mapping[str, zarr.Array],
-    rows: Mapping[str, np.ndarray],
-    entry: str,
+    episodes: Sequence[Episode],
     *,
     tails: Mapping[str, np.ndarray],
 ) -> tuple[Snapshot, dict[str, np.ndarray]]:
-    """Write an episode into a store of the newest layout.
+    """Write episodes into a store of the newest layout, with one commit.
+
+    The files are the same as if they had been written one by one.
 
     Args:
         snapshot: of the store.
         arrays: field -> array.
-        rows: field -> [L, ...] in the contract's dtype.
-        entry: the episode's metadata, as JSON.
+        episodes: at least one.
         tails: field -> the steps in its unfinished chunk.
 
     Returns:
-        The store with the episode, and the steps in unfinished chunks then.
+        The store with the episodes, and the steps in unfinished chunks then.
 
     Raises:
         OSError: a file cannot be written.
@@ -45,34 +64,39 @@ def append_episode(
     """
     commit, group = snapshot.commit, snapshot.group
     assert commit is not None
-    filled, tail_sums, new_tails = [], {}, {}
-    for name in sorted(rows):
+    sums, tail_sums, new_tails = {}, {}, {}
+    for name in sorted(arrays):
         array = arrays[name]
+        rows = np.concatenate([episode.fields[name] for episode in episodes])
         try:
-            sums, tail_sums[name] = append_rows(
-                array, codec_of(array), rows[name], n_steps=commit.n_steps, tail=tails[name]
+            sums[name], tail_sums[name] = append_rows(
+                array, codec_of(array), rows, n_steps=commit.n_steps, tail=tails[name]
             )
         except ValueError as error:
             raise StoreError(f"{snapshot.path}: data/{name} cannot grow: {error}") from error
-        filled += sums
-        joined = np.concatenate([tails[name], rows[name]])
-        new_tails[name] = joined[
-            len(joined) - (commit.n_steps + len(rows[name])) % array.chunks[0] :
-        ]
-    new = commit.followed_by(
-        n_steps=len(rows["action"]), entry=entry, filled=filled, tails=tail_sums
-    )
-    if filled:
+        joined = np.concatenate([tails[name], rows])
+        n_left = (commit.n_steps + len(rows)) % array.chunks[0]
+        new_tails[name] = joined[len(joined) - n_left :].copy()  # Not a view, of all of it.
+    ends = commit.n_steps + np.cumsum([episode.n_steps for episode in episodes])
+    chunk_steps = {name: arrays[name].chunks[0] for name in arrays}
+    filled = filled_by_episode(sums, commit.n_steps, ends, chunk_steps)
+    new = commit
+    for episode, own in zip(episodes, filled, strict=True):
+        new = new.followed_by(
+            n_steps=episode.n_steps, entry=episode.entry, filled=own, tails=tail_sums
+        )
+    if new.n_checksums > commit.n_checksums:
         checksums = stored_array(snapshot.path, group, "meta/chunk_checksums")
-        write_rows(checksums, commit.n_checksums, np.array(filled, np.uint32))
-    ends = _write_episode(snapshot, entry, new.n_steps)
+        log = np.array([one for own in filled for one in own], np.uint32)
+        write_rows(checksums, commit.n_checksums, log)
+    all_ends = _write_episodes(snapshot, [episode.entry for episode in episodes], ends)
     flush(Path(snapshot.path), _files_between(snapshot, arrays, new))
     _commit(snapshot, new)
-    return dataclasses.replace(snapshot, all_ends=ends, commit=new), new_tails
+    return dataclasses.replace(snapshot, all_ends=all_ends, commit=new), new_tails
 
 
 def append_plainly(
-    snapshot: Snapshot, arrays: Mapping[str, zarr.Array], rows: Mapping[str, np.ndarray], entry: str
+    snapshot: Snapshot, arrays: Mapping[str, zarr.Array], episode: Episode
 ) -> Snapshot:
     """Write an episode into a store of format_version 1; returns the store with it.
 
@@ -80,9 +104,9 @@ def append_plainly(
     by the end, which is the commit.
     """
     start = snapshot.n_rows
-    for name, values in rows.items():
+    for name, values in episode.fields.items():
         write_rows(arrays[name], start, values)
-    ends = _write_episode(snapshot, entry, start + len(rows["action"]))
+    ends = _write_episodes(snapshot, [episode.entry], np.array([start + episode.n_steps]))
     return dataclasses.replace(snapshot, all_ends=ends)
 
 
@@ -115,7 +139,7 @@ def commit_edit(
 def _files_between(
     snapshot: Snapshot, arrays: Mapping[str, zarr.Array], new: Commit
 ) -> Iterator[Path]:
-    """The files that are changed by an episode, but for the commit itself."""
+    """The files that episodes change, but for the commit itself."""
     old = snapshot.commit
     assert old is not None
     for array in arrays.values():
@@ -136,11 +160,10 @@ def _commit(snapshot: Snapshot, new: Commit) -> None:
     flush(root, [root / "zarr.json"])
 
 
-def _write_episode(snapshot: Snapshot, entry: str, end: int) -> np.ndarray:
-    """Write metadata and end of the next episode; returns all ends."""
+def _write_episodes(snapshot: Snapshot, entries: Sequence[str], ends: np.ndarray) -> np.ndarray:
+    """Write metadata and ends of the next episodes; returns all ends."""
     n = len(snapshot.all_ends)
-    entries = stored_array(snapshot.path, snapshot.group, "meta/episode_metadata")
-    write_rows(entries, n, np.array([entry], dtype=object))
-    ends = stored_array(snapshot.path, snapshot.group, "meta/episode_ends")
-    write_rows(ends, n, np.array([end]))
-    return frozen(np.append(snapshot.all_ends, end))
+    array = stored_array(snapshot.path, snapshot.group, "meta/episode_metadata")
+    write_rows(array, n, np.array(entries, dtype=object))
+    write_rows(stored_array(snapshot.path, snapshot.group, "meta/episode_ends"), n, ends)
+    return frozen(np.append(snapshot.all_ends, ends))

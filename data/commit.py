@@ -185,3 +185,25 @@ def filled_by_field(
     # Each checksum's field, which is enough: those of a field are in order.
     field = np.repeat(np.tile(np.arange(len(names)), len(ends)), counts.reshape(-1))
     return {name: log[field == number] for number, name in enumerate(names)}
+
+
+def filled_by_episode(
+    sums: Mapping[str, Sequence[int]],
+    n_steps: int,
+    ends: np.ndarray,
+    chunk_steps: Mapping[str, int],
+) -> list[list[int]]:
+    """Of each new episode the checksums of the chunks that it fills, in the order of writing.
+
+    Args:
+        sums: field -> checksums of all chunks that the new episodes fill.
+        n_steps: before the new episodes.
+        ends: [n] exclusive cumulative ends of the new episodes [steps].
+        chunk_steps: field -> steps of a chunk.
+    """
+    filled: list[list[int]] = [[] for _ in ends]
+    for name in sorted(sums):
+        full = np.append(n_steps, ends) // chunk_steps[name] - n_steps // chunk_steps[name]
+        for own, first, stop in zip(filled, full, full[1:], strict=False):
+            own += sums[name][first:stop]
+    return filled

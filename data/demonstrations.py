@@ -48,8 +48,8 @@ class Demonstrations(Protocol):
         """[n, ...] the given steps of a field, ascending."""
         ...
 
-    def digest(self) -> str:
-        """SHA-256 of the content."""
+    def digest(self, *, notes: str | Path | None = None) -> str:
+        """SHA-256 of the content, which may be noted in a folder."""
         ...
 
     def frozen(self) -> Self:

@@ -55,6 +55,7 @@ from data.layout import (
 )
 from data.store import EpisodeStore
 from data.types import Contract, ContractError, Field
+from data.wording import counted
 
 FIXES = {
     "S001": "give the folder of a zarr group, the one that holds data/ and meta/",
@@ -181,7 +182,8 @@ def _examine_array(
             Finding(
                 "S010",
                 "warning",
-                f"data/{name} has {array.shape[0] - n_steps} steps after the last whole episode",
+                f"data/{name} has {counted(array.shape[0] - n_steps, 'step')} after the last whole "
+                "episode",
                 "nothing is lost: the next recording overwrites them",
             )
         )
@@ -196,7 +198,13 @@ def _examine_numbers(
     n_passes = 2 * store.n_steps
     scales, foretelling = Scales(contract), Foretelling(contract)
     names = [name for name in reader.names if name in contract.fields]
-    duplicates = Duplicates(path, names, reader.episode, look.is_held_out(store.n_episodes))
+    duplicates = Duplicates(
+        path,
+        names,
+        reader.episode,
+        look.is_held_out(store.n_episodes),
+        ranges=lambda: {name: scale.range for name, scale in scales.of.items()},
+    )
     first: list[Check] = [
         Lengths(path),
         Times(path, contract),

@@ -17,6 +17,7 @@ import numpy as np
 from data.codec import Codec
 from data.create import check_free
 from data.dataset import split_episodes
+from data.durable import flush_folder
 from data.joint_contract import joint_contract
 from data.opening import folder
 from data.snapshot import checked_episodes
@@ -25,6 +26,7 @@ from data.types import Contract
 
 Progress = Callable[[int], object]  # called after an episode with its number of steps
 SPLITS = ("train", "val")
+GATHERED = 5.0  # [s] that an episode waits for others, to be written together
 
 
 def hide(store: EpisodeStore, episodes: Sequence[int] | np.ndarray) -> None:
@@ -111,7 +113,7 @@ def add(
     episodes: Sequence[int] | np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Append episodes (all by default) of one store to another, each visible once it is there.
+    """Append episodes (all by default) of one store to another, visible every few seconds.
 
     An episode whose metadata does not say its task is given that of its store.
 
@@ -123,14 +125,15 @@ def add(
     wanted = np.arange(source.n_episodes) if episodes is None else episodes
     chosen = checked_episodes(source.path, wanted, source.n_episodes)
     metadata, task = source.episode_metadata, source.contract.task
-    for episode in chosen.tolist():
-        rows = {name: source.read(name, episodes=[episode]) for name in target.contract.fields}
-        entries = dict(metadata[episode])
-        if task and task != target.contract.task:
-            entries.setdefault("task", task)
-        target.append(rows, **entries)
-        if progress is not None:
-            progress(len(rows["action"]))
+    with target.together(seconds=GATHERED):
+        for episode in chosen.tolist():
+            rows = {name: source.read(name, episodes=[episode]) for name in target.contract.fields}
+            entries = dict(metadata[episode])
+            if task and task != target.contract.task:
+                entries.setdefault("task", task)
+            target.append(rows, **entries)
+            if progress is not None:
+                progress(len(rows["action"]))
 
 
 def check_other(target: EpisodeStore, source: EpisodeStore) -> None:
@@ -210,8 +213,10 @@ def _new_store(path: str | Path, contract: Contract, codec: Codec | None) -> Ite
     check_free(path)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
     try:
-        with EpisodeStore.create(draft, replace(contract, statistics=""), codec=codec) as store:
+        created = EpisodeStore.create(draft, replace(contract, statistics=""), codec=codec)
+        with created as store, store.together():
             yield store
-        draft.rename(path)
+        draft.rename(path)  # All of it is on the disk already.
+        flush_folder(path.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

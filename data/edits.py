@@ -69,22 +69,23 @@ def read_edits(path: Path | str, group: zarr.Group, digest: str, *, n_episodes: 
     """
     if not digest:
         return Edits()
-    fault = "is missing"
     try:
         text = group[f"meta/{PREFIX}{digest}"].attrs["edits"]
-        if not isinstance(text, str):
-            raise ValueError(f"{text!r} is no text")
-        if hashlib.sha256(text.encode()).hexdigest() == digest:
-            entries = json.loads(text)
-            hidden = frozenset(entries["hidden"])
-            metadata = {int(episode): entry for episode, entry in entries["metadata"].items()}
-            if not all(0 <= episode < n_episodes for episode in hidden | set(metadata)):
-                raise ValueError(f"it names episodes that are not among {n_episodes}")
-            return Edits(hidden, metadata)
-        fault = "is not what was written"
-    except Exception as error:  # Whatever zarr makes of a damaged file.
-        fault = f"cannot be read ({type(error).__name__}: {error})"
-    raise StoreError(
+    except Exception as error:  # Zarr does not say what it raises of a damaged file.
+        raise _damaged(path, digest, f"cannot be read ({type(error).__name__}: {error})") from error
+    # The digest vouches for the form of what it is of.
+    if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise _damaged(path, digest, "is not what was written")
+    entries = json.loads(text)
+    hidden = frozenset(entries["hidden"])
+    metadata = {int(episode): entry for episode, entry in entries["metadata"].items()}
+    if not all(0 <= episode < n_episodes for episode in hidden | set(metadata)):
+        raise _damaged(path, digest, f"names episodes that are not among {n_episodes}")
+    return Edits(hidden, metadata)
+
+
+def _damaged(path: Path | str, digest: str, fault: str) -> StoreError:
+    return StoreError(
         f"{path}: meta/{PREFIX}{digest[:8]}.., which says what is hidden and relabelled, {fault}: "
         f"restore it from a copy"
     )

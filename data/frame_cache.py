@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -125,30 +126,39 @@ class FrameCache:
         size = step_bytes(self.store.contract.fields[self.name])
         blocks = Blocks(self.store, self.name, np.arange(self.n_steps))
         done, unsafe = start, 0
-        with tqdm(
-            total=self.n_bytes,
-            initial=start * size,
-            unit="B",
-            unit_scale=True,
-            desc=f"decoding {self.name}",
-            disable=None,
-        ) as bar:
+        safe: Future[None] | None = None
+        # The disk is the slower one, so it is waited for while the next steps are decoded.
+        with (
+            ThreadPoolExecutor(1) as keeper,
+            tqdm(
+                total=self.n_bytes,
+                initial=start * size,
+                unit="B",
+                unit_scale=True,
+                desc=f"decoding {self.name}",
+                disable=None,
+            ) as bar,
+        ):
             for block in blocks.after(start):
                 content = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
                 _write_at(descriptor, content, done * size)
                 done, unsafe = done + len(block), unsafe + len(content)
                 bar.update(len(content))
                 if unsafe >= SAFE_BYTES or done == self.n_steps:
-                    os.fsync(descriptor)
-                    self._note_safe(done)
-                    # What is written is not read soon; memory is for the run.
-                    if hasattr(os, "posix_fadvise"):
-                        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                    if safe is not None:
+                        safe.result()
+                    safe = keeper.submit(self._keep, descriptor, done)
                     unsafe = 0
+            if safe is not None:
+                safe.result()
 
-    def _note_safe(self, n_steps: int) -> None:
-        """Note how many steps are on the disk for good."""
+    def _keep(self, descriptor: int, n_steps: int) -> None:
+        """Wait until the disk has the first steps, and note it."""
+        os.fsync(descriptor)
         _write_text(self.folder / "progress.json", json.dumps({"n_steps": n_steps}))
+        # What is written is not read soon; memory is for the run.
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _safe_steps(self, partial: Path) -> int:
         """Steps that an earlier build left for good."""

@@ -1,6 +1,6 @@
 """What a store looks like on disk, and whether a folder or a new episode fits that.
 
-See `data.store` for the layout and for how an episode becomes visible.
+See `data.store` for the layout and `data.writing` for how an episode becomes visible.
 """
 
 import itertools

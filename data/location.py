@@ -8,12 +8,29 @@ https://...  s3://...                  with what fsspec needs for them
 """
 
 import json
+import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
+
+# What file systems tell of a file, "-" and "_" left out, that another content would not have.
+CHECKSUMS = [
+    "etag",
+    "crc",
+    "crc32c",
+    "md5",
+    "md5hash",
+    "contentmd5",
+    "sha256",
+    "checksum",
+    "generation",
+    "versionid",
+]
+TIMES = ["mtime", "lastmodified", "modified", "updated", "created"]
 
 
 def location(path: str | Path) -> Path | str:
@@ -24,6 +41,21 @@ def location(path: str | Path) -> Path | str:
     if text.startswith("file://"):
         return Path(unquote(urlsplit(text).path))
     return text
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files in a folder, also behind links to folders, each such folder once."""
+    files: list[Path] = []
+    seen: set[str] = set()
+    for place, names, own in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        names.sort()  # The order in which folders are come upon.
+        files += [Path(place, name) for name in own]
+    return sorted(file for file in files if file.is_file())
 
 
 def remote_files(place: str) -> list[str]:
@@ -40,9 +72,17 @@ def _told(place: str) -> list[str]:
     try:
         system, root = url_to_fs(place)
         told = system.find(root, detail=True)
-        return [json.dumps(told[name], sort_keys=True, default=str) for name in sorted(told)]
-    except Exception:  # Whatever remote file systems make of it.
+    except Exception:  # Each file system raises errors of its own; nothing is known then.
         return []
+    if not all(_tells_changes(file) for file in told.values()):
+        return []
+    return [json.dumps(told[name], sort_keys=True, default=str) for name in sorted(told)]
+
+
+def _tells_changes(file: Mapping[str, object]) -> bool:
+    """Whether what is told of a file would be something else if its content were."""
+    known = {name.lower().replace("-", "").replace("_", "") for name, x in file.items() if x}
+    return not known.isdisjoint([*CHECKSUMS, *TIMES])
 
 
 def zarr_store(path: Path | str, *, read_only: bool) -> Store:

@@ -154,11 +154,15 @@ class Mixture:
             [s.read_rows(key, own) for s, own in zip(self.stores, parts, strict=True)]
         )
 
-    def digest(self) -> str:
-        """SHA-256 of what all stores hold, their order and the tasks that are told."""
+    def digest(self, *, notes: str | Path | None = None) -> str:
+        """SHA-256 of what all stores hold, their order and the tasks that are told.
+
+        Args:
+            notes: as of `EpisodeStore.digest`, for each store.
+        """
         digest = self._told()
         for store in self.stores:
-            digest.update(store.digest().encode())
+            digest.update(store.digest(notes=notes).encode())
         return digest.hexdigest()
 
     def identity(self) -> str:

@@ -69,9 +69,9 @@ class FieldReader:
         """[n, ...] the given ascending steps at once, checked; the rest is not looked at."""
         try:
             stored = self.source.take(self._stored(steps))
-        except (StoreError, MemoryError):
+        except StoreError:
             raise
-        except Exception as error:  # Whatever decoders make of damaged files.
+        except (ValueError, OSError) as error:
             raise StoreError(
                 f"{self.path}: data/{self.name} is damaged in steps {steps[0]}..{steps[-1]} "
                 f"({error}): restore the file from a copy or record the episodes again"
@@ -105,7 +105,13 @@ class FieldReader:
             return self._by_zarr_checked(steps, self.check)
 
     def _by_zarr(self, first: int, stop: int) -> np.ndarray:
-        return np.asarray(self.array[first:stop])
+        """[n, ...] some steps; ValueError where they are damaged or cannot be reached."""
+        try:
+            return np.asarray(self.array[first:stop])
+        except MemoryError:
+            raise
+        except Exception as error:  # Codecs and remote file systems raise errors of their own.
+            raise ValueError(str(error) or type(error).__name__) from error
 
     def _by_zarr_checked(self, steps: np.ndarray, check: ChunkCheck) -> np.ndarray:
         """[n, ...] the given ascending steps, each chunk they are in looked at."""

@@ -106,12 +106,13 @@ def shard_bytes(chunks: list[bytes], per_shard: int) -> bytes:
 def replace_file(file: Path, content: bytes) -> None:
     """Let a file hold other bytes; it has the old ones or the new ones at any time."""
     draft = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        try:
-            draft.write_bytes(content)
-        except FileNotFoundError:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(content)
+        with open(draft, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            if file.exists():  # Some systems may else lose both where the power goes.
+                os.fsync(stream.fileno())
         os.replace(draft, file)
     except BaseException:
         draft.unlink(missing_ok=True)

@@ -4,44 +4,34 @@ Zarr's own reading costs milliseconds of Python for each chunk that it touches, 
 a pass over an array and all of the time of a random read. Here a row costs one read of its chunk
 and the decoding of that: the index of a shard is read once, and checksums are looked at.
 
-Only what our stores and those of Diffusion Policy are made of is read here: arrays cut along their
-first dimension alone, compressed as bytes. `ChunkReader.of` returns None for any other, which then
-is zarr's to read.
+Only arrays that `data.chunk_layout` knows are read here. `ChunkReader.of` returns None for any
+other, which then is zarr's to read.
 
 Shape legend: `n` rows.
 """
 
 import contextlib
-import gzip
 import itertools
-import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import zarr
-from google_crc32c import value as crc32c
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
-from zarr.core.metadata.v2 import ArrayV2Metadata
-from zarr.storage import LocalStore
 
-from data.codec import JpegCodec, decode_jpeg
+from data.chunk_layout import Layout, layout_of, without_checksum
+from data.codec import CHECKSUM_BYTES
 
 try:
     import resource
 except ImportError:  # Not a system with such limits.
     resource = None
 
-Decoder = Callable[[bytes], bytes]
-ToNumbers = Callable[[bytes, tuple[int, ...]], np.ndarray]  # bytes, shape of a chunk -> the chunk
 # number of a chunk, the chunk, its bytes in the file: raises where they are not those of the place
 Check = Callable[[int, np.ndarray, bytes], None]
 EMPTY = 2**64 - 1  # Offset and length of a chunk that a shard does not hold (zarr v3, sharding).
-CHECKSUM = 4  # bytes
 MOST_OPEN = 512  # shards
 
 
@@ -55,10 +45,10 @@ class Shard:
         self._descriptor = os.open(file, os.O_RDONLY)  # Closed with the last reference.
         self._size = os.fstat(self._descriptor).st_size
         n_bytes = n_chunks * 16
-        start = self._size - n_bytes - CHECKSUM if at_end else 0
+        start = self._size - n_bytes - CHECKSUM_BYTES if at_end else 0
         if start < 0:
             raise ValueError(f"{file.name} is too short for the index of a shard")
-        index = _checked(self.read(start, n_bytes + CHECKSUM))
+        index = without_checksum(self.read(start, n_bytes + CHECKSUM_BYTES))
         self.places = np.frombuffer(index, "<u8").reshape(n_chunks, 2)
 
     def read(self, start: int, n_bytes: int) -> bytes:
@@ -87,27 +77,6 @@ class Shard:
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How an array lies in files.
-
-    Args:
-        file_of: number of an outer chunk (a shard, or a chunk without shards) -> its file.
-        chunk_rows: rows of a chunk.
-        chunks_per_shard: 0: there are no shards.
-        index_at_end: whether a shard's index is at its end.
-        decoders: from stored bytes to those that `to_numbers` takes, in this order.
-        to_numbers: from bytes to a chunk.
-    """
-
-    file_of: Callable[[int], Path]
-    chunk_rows: int
-    chunks_per_shard: int
-    index_at_end: bool
-    decoders: Sequence[Decoder]
-    to_numbers: ToNumbers
 
 
 class ChunkReader:
@@ -141,7 +110,7 @@ class ChunkReader:
             is_sparse: whether a chunk that is not there holds `fill_value`, as zarr takes it.
             check: what is asked of each chunk that is decoded, rows past the array's end included.
         """
-        layout = _layout(array)
+        layout = layout_of(array)
         return None if layout is None else cls(array, layout, is_sparse=is_sparse, check=check)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
@@ -183,10 +152,7 @@ class ChunkReader:
             if self._fill is None:
                 raise ValueError(f"chunk {number} is not there")
             return np.broadcast_to(np.asarray(self._fill, self._dtype), shape)
-        content = stored
-        for decode in self._layout.decoders:
-            content = decode(content)
-        chunk = self._layout.to_numbers(content, shape)
+        chunk = self._layout.to_numbers(self._layout.decoded(stored), shape)
         if self._check is not None:
             self._check(number, chunk, stored)
         return chunk
@@ -221,82 +187,3 @@ def _most_open() -> int:
     if limit == resource.RLIM_INFINITY:  # Which is -1 on some systems.
         return MOST_OPEN
     return max(1, min(MOST_OPEN, limit // 8))
-
-
-def _layout(array: zarr.Array) -> Layout | None:
-    """How the array lies in files; None where it is none that is read here."""
-    place, metadata = array.store_path, array.metadata
-    if not isinstance(place.store, LocalStore) or array.ndim < 1:
-        return None
-    # The trailing dimensions are whole, so that a row is in one chunk.
-    if array.chunks[1:] != array.shape[1:] or array.dtype.kind not in "iufb":
-        return None
-    folder, zeros = place.store.root / place.path, (0,) * (array.ndim - 1)
-
-    def file_of(number: int) -> Path:
-        return folder / metadata.encode_chunk_key((number, *zeros))
-
-    if isinstance(metadata, ArrayV2Metadata):
-        if metadata.filters or metadata.order != "C":
-            return None
-        decoders = [metadata.compressor.decode] if metadata.compressor else []
-        return Layout(file_of, array.chunks[0], 0, True, decoders, _as(array.dtype))
-    codecs, n_chunks, at_end = metadata.codecs, 0, True
-    if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
-        sharding = codecs[0]
-        kinds = [type(codec) for codec in sharding.index_codecs]
-        if array.shards is None or array.shards[1:] != array.shape[1:]:
-            return None
-        if kinds != [BytesCodec, Crc32cCodec]:
-            return None
-        codecs, n_chunks = sharding.codecs, array.shards[0] // array.chunks[0]
-        at_end = sharding.index_location.value == "end"
-    to_numbers = _to_numbers(codecs[0], array.dtype)
-    decoders = [_decoder(codec) for codec in reversed(codecs[1:])]
-    known = [decoder for decoder in decoders if decoder is not None]
-    if to_numbers is None or len(known) < len(decoders):
-        return None
-    return Layout(file_of, array.chunks[0], n_chunks, at_end, known, to_numbers)
-
-
-def _to_numbers(codec: object, dtype: np.dtype) -> ToNumbers | None:
-    """What undoes the first codec of zarr v3; None for one that is not known here."""
-    if isinstance(codec, JpegCodec):
-        return decode_jpeg
-    if isinstance(codec, BytesCodec):
-        is_big = codec.endian is not None and codec.endian.value == "big"
-        return _as(dtype.newbyteorder(">" if is_big else "<"))
-    return None
-
-
-def _as(dtype: np.dtype) -> ToNumbers:
-    """What reads bytes as numbers of a dtype."""
-
-    def to_numbers(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
-        values = np.frombuffer(content, dtype)
-        if values.size != math.prod(shape):
-            raise ValueError(f"{values.size} numbers are in a chunk of shape {shape}")
-        return values.reshape(shape)
-
-    return to_numbers
-
-
-def _decoder(codec: object) -> Decoder | None:
-    """What undoes a codec of zarr v3; None for one that is not known here."""
-    if isinstance(codec, Crc32cCodec):
-        return _checked
-    if isinstance(codec, BloscCodec):
-        return codec._blosc_codec.decode
-    if isinstance(codec, ZstdCodec):
-        return codec._zstd_codec.decode
-    if isinstance(codec, GzipCodec):
-        return gzip.decompress
-    return None
-
-
-def _checked(content: bytes) -> bytes:
-    """Bytes without the checksum at their end; ValueError where it is wrong."""
-    body, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
-    if len(content) < CHECKSUM or crc32c(body) != int.from_bytes(checksum, "little"):
-        raise ValueError("the checksum is wrong")
-    return body

@@ -41,7 +41,7 @@ from data.layout import (
     stored_numbers,
     version_of,
 )
-from data.location import remote_files
+from data.location import files_in, remote_files
 from data.lock import LOCK_FILE
 from data.types import Contract
 
@@ -198,8 +198,8 @@ def identity_of(snapshot: Snapshot, contract: Contract, sources: Mapping[str, So
         del commit["metadata"], commit["edit"]
         digest.update(digest_of({**commit, "hidden": sorted(snapshot.edits.hidden)}).encode())
     elif isinstance(snapshot.path, Path):
-        for file in sorted(snapshot.path.rglob("*")):
-            if file.is_file() and file.name != LOCK_FILE:
+        for file in files_in(snapshot.path):
+            if file.name != LOCK_FILE:
                 name, status = file.relative_to(snapshot.path).as_posix(), file.stat()
                 digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     else:

@@ -7,10 +7,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # What only reads files imports this module too, and torch takes a second.
+    from torch import Tensor
 
 Kind = Literal["absolute", "delta", "relative"]
 Normalization = Literal["limits", "gaussian", "quantiles", "identity"]
@@ -311,9 +313,9 @@ class Batch:
             last action is repeated.
     """
 
-    observation: dict[str, Tensor]
-    action: Tensor
-    is_pad: Tensor
+    observation: "dict[str, Tensor]"
+    action: "Tensor"
+    is_pad: "Tensor"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from data.checks.finding import Finding
 from data.dataset import split_episodes
 from data.doctor import Look, examine_store
 from data.store import EpisodeStore
+from data.wording import counted
 from envs.rendering import RenderingError, choose_backend, probe
 from policy.build import from_checkpoint
 from policy.checkpoint import load
@@ -176,7 +177,7 @@ def report(findings: list[Finding]) -> int:
         print(f"{finding.code} {finding.severity}: {finding.message}")
         print(f"     fix: {finding.fix}")
     n_errors = sum(finding.severity == "error" for finding in findings)
-    print(f"{n_errors} errors, {len(findings) - n_errors} warnings")
+    print(f"{counted(n_errors, 'error')}, {counted(len(findings) - n_errors, 'warning')}")
     return status_of(findings)
 
 

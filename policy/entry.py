@@ -1,10 +1,9 @@
-"""What every verb shares: composing its Hydra configuration, help, output folder, clear errors.
+"""What every verb shares: composing its Hydra configuration, output folder, clear errors.
 
 Hydra is used through its compose API, so a verb runs from any folder, writes only where it says,
 and an error is one line that names the mend (`--traceback` shows the rest).
 """
 
-import difflib
 import re
 import signal
 import sys
@@ -22,12 +21,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from policy.control.loop import OverrunError
 from policy.durable import point
+from policy.help import help_text, suggestion
 from policy.settings import check_settings
 from policy.types import PlannerError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
-PARTS = "Parts (files configs/<part>/<choice>.yaml; <part>=<choice> --help says what each can do):"
 FLAGS = ("-h", "--help", "--traceback")
 PATHS = (
     "src",
@@ -75,13 +74,20 @@ def urgent_of(cfg: DictConfig) -> Any:
     return None if cfg.urgent is None else instantiate(compose_part("sampler", str(cfg.urgent)))
 
 
-def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | None = None) -> None:
+def entry(
+    verb: str,
+    run: Callable[[DictConfig], object],
+    *,
+    positional: str | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Run a verb on the command line's overrides.
 
     Args:
         verb: name of the verb and of its configuration.
         run: the work, given the composed configuration; an int is taken as exit status.
         positional: setting that a bare argument (one without "=") is meant for.
+        choices: part -> what --help lists of it, where its folder holds those of other verbs too.
     """
     arguments = sys.argv[1:]
     overrides = [a for a in arguments if a not in FLAGS]
@@ -96,7 +102,7 @@ def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | N
         overrides = [a if "=" in a else f"{positional}={_quoted(a)}" for a in overrides]
     overrides = [_with_plain_path(a) for a in overrides]
     if "-h" in arguments or "--help" in arguments:
-        print(help_text(verb, run, overrides))
+        print(help_text(verb, run, overrides, configs=CONFIGS, choices=choices))
         return
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -116,7 +122,8 @@ def entry(verb: str, run: Callable[[DictConfig], object], *, positional: str | N
     ) as e:
         if "--traceback" in arguments:
             raise
-        print(f"cadence {verb}: error: {_message(e)}{_suggestion(verb, e)}", file=sys.stderr)
+        hint = suggestion(verb, e, configs=CONFIGS)
+        print(f"cadence {verb}: error: {_message(e)}{hint}", file=sys.stderr)
         is_usage = isinstance(e, HydraException | OmegaConfBaseException)
         sys.exit(2 if is_usage and not isinstance(e, InstantiationException) else 1)
     sys.exit(status if isinstance(status, int) else 0)
@@ -165,81 +172,6 @@ def _message(error: Exception) -> str:
         return error.strerror
     text = str(error) or type(error).__name__
     return text.split("\nConfig search path:")[0]  # Hydra's own folders help nobody here.
-
-
-def _suggestion(verb: str, error: Exception) -> str:
-    """The settings that a mistyped one may have meant."""
-    mistyped = re.search(r"Could not override '([^']*)'", str(error))
-    if mistyped is None:
-        return ""
-    known = OmegaConf.load(CONFIGS / f"{verb}.yaml")
-    near = difflib.get_close_matches(mistyped[1], [str(key) for key in known if key != "defaults"])
-    meant = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"\n{meant}cadence {verb} --help lists the settings"
-
-
-def help_text(verb: str, run: Callable[[DictConfig], object], overrides: Sequence[str] = ()) -> str:
-    """What `cadence <verb> --help` prints: the verb's docstring, its parts and its settings.
-
-    Args:
-        verb: name of the verb.
-        run: its work, in whose file the docstring is.
-        overrides: that were given beside --help; the settings of parts chosen there follow.
-    """
-    module = sys.modules[run.__module__]
-    # The file itself, because its comments say what the settings mean.
-    text = (CONFIGS / f"{verb}.yaml").read_text()
-    settings = [block for block in text.split("\n\n") if not block.startswith("defaults:")]
-    parts = _parts(verb)
-    return "\n".join(
-        [
-            (module.__doc__ or "").strip(),
-            "",
-            *([PARTS, ""] if parts else []),
-            *(f"  {line}" for line in parts),
-            *([""] if parts else []),
-            "Settings and their defaults (??? must be given; change one with key=value):",
-            "",
-            *(f"  {line}".rstrip() for line in "\n\n".join(settings).strip().splitlines()),
-            *_chosen_parts(verb, overrides),
-        ]
-    )
-
-
-def _groups(verb: str) -> dict[str, str | None]:
-    """Config groups of a verb -> what is chosen by default."""
-    raw = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{verb}.yaml"))
-    assert isinstance(raw, dict)
-    return {
-        str(group).removeprefix("optional "): default
-        for item in raw.get("defaults", [])
-        if isinstance(item, dict)
-        for group, default in item.items()
-    }
-
-
-def _parts(verb: str) -> list[str]:
-    """A line for each config group of a verb: its choices and the default."""
-    lines = []
-    for name, default in _groups(verb).items():
-        choices = "|".join(sorted(p.stem for p in (CONFIGS / name).glob("*.yaml")))
-        lines.append(f"{name}={choices}  ({default or 'none'})")
-    return lines
-
-
-def _chosen_parts(verb: str, overrides: Sequence[str]) -> list[str]:
-    """The files of the parts that are chosen, without what the verb fills in itself."""
-    lines = []
-    for override in overrides:
-        group, _, choice = override.partition("=")
-        file = CONFIGS / group / f"{choice}.yaml"
-        if group not in _groups(verb) or not re.fullmatch(r"\w+", choice) or not file.is_file():
-            continue
-        text = file.read_text().splitlines()
-        own = [line for line in text if not re.match(r"_(target|convert)_:|\w+: \$\{", line)]
-        lines += ["", f"Settings of {override} (change one with {group}.key=value):", ""]
-        lines += [f"  {line}".rstrip() for line in own]
-    return lines
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

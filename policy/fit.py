@@ -134,7 +134,7 @@ def open_windows(cfg: DictConfig, loaded: LoadedCheckpoint) -> WindowDataset:
     dataset = WindowDataset(store, loaded.horizons, goals=instantiate(cfg_trained.goals))
     loaded.contract.check(dataset.contract, this=this, that=that)
     print(f"store: {store.path}: {dataset.report}")
-    if store.digest() != loaded.store_digest:
+    if store.digest(notes=dataset.reading.cache) != loaded.store_digest:
         print(f"note: {this} was trained on another store, or this one has changed since")
     for name in ("n_windows", "n_anchors"):
         if cfg[name] > len(dataset):

@@ -13,7 +13,7 @@ numbers, which a network learns best, with to_6d.action=[3] (its first element) 
 fields.action.rotation=axis_angle (what it is in the source).
 
 An episode is in the store once it is whole: after Ctrl-C or a crash, the same command goes on with
-the next missing one.
+the next missing one. So it does where the data set has grown at its end.
 """
 
 import shlex
@@ -24,13 +24,16 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from data.importers.apart import Apart
 from data.importers.importer import Importer
 from data.importers.intake import Intake, take_in
 from data.importers.six_d import InSixD
 from data.store import EpisodeStore
 from data.types import Field
+from data.wording import counted
 from policy.entry import CONFIGS, entry
 from policy.progress import progress_bar
+from policy.settings import check_settings
 
 FREE = (
     "fields.",
@@ -44,7 +47,7 @@ N_SHOWN = 10  # episodes that were left out
 
 
 def open_importer(cfg: DictConfig) -> Importer:
-    """The importer that is configured.
+    """The importer that is configured, which reads in a process of its own.
 
     Raises:
         ValueError: no format is chosen, or one that is not imported.
@@ -59,12 +62,13 @@ def open_importer(cfg: DictConfig) -> Importer:
     assert isinstance(used, dict)
     if not str(used.get("_target_")).startswith(IMPORTERS):
         raise ValueError(f"this format is written by cadence export, imported are {formats}")
+    _check_format(used)
     for name in ("take", "control_dt", "task"):
         if cfg[name] not in (None, "") and name not in used:
             raise ValueError(
                 f"{name} is {cfg[name]!r}, but this format takes it from the data set: leave it out"
             )
-    importer = instantiate(chosen)
+    importer = Apart(instantiate(chosen, _partial_=True), str(cfg.src))
     firsts = _plain(cfg.to_6d, "to_6d")
     return InSixD(importer, firsts) if firsts else importer
 
@@ -80,7 +84,7 @@ def run(cfg: DictConfig) -> Path:
     _check(cfg)
     path = Path(str(cfg.store.path))
     importer = open_importer(cfg)
-    print(f"{importer.path}: {importer.n_episodes} episodes")
+    print(f"{importer.path}: {counted(importer.n_episodes, 'episode')}")
     for name, field in importer.contract.fields.items():
         print(f"  {name}: {_described(field)}")
     for name, why in getattr(importer, "left_out", {}).items():
@@ -93,6 +97,7 @@ def run(cfg: DictConfig) -> Path:
             leave_out_bad=cfg.bad == "leave_out",
             codec=instantiate(cfg.codec),
             progress=lambda _: bar.update(),
+            say=bar.write,
         )
     print(describe(outcome))
     if outcome.is_interrupted:
@@ -102,7 +107,8 @@ def run(cfg: DictConfig) -> Path:
         raise ValueError(f"no episode could be imported, {path} was not made")
     store = EpisodeStore.open(path)
     hidden = f"; {store.n_hidden} hidden" if store.n_hidden else ""
-    print(f"store: {path} ({store.n_episodes} episodes, {store.n_steps} steps{hidden})")
+    counts = f"{counted(store.n_episodes, 'episode')}, {counted(store.n_steps, 'step')}{hidden}"
+    print(f"store: {path} ({counts})")
     typed = shlex.quote(str(path))
     print(f"look at it: cadence doctor {typed}\nlearn from it: cadence train store.path={typed}")
     return path
@@ -110,7 +116,7 @@ def run(cfg: DictConfig) -> Path:
 
 def describe(outcome: Intake) -> str:
     """What became of the episodes, in words."""
-    text = f"imported: {outcome.n_added} of {outcome.n_total} episodes"
+    text = f"imported: {outcome.n_added} of {counted(outcome.n_total, 'episode')}"
     if outcome.n_there:
         text += f"; there before: {outcome.n_there}"
     if outcome.left_out:
@@ -135,6 +141,19 @@ def free_settings(arguments: Sequence[str]) -> list[str]:
     return changed
 
 
+def _check_format(used: Mapping) -> None:
+    """Raise ValueError where a setting of a format is of another kind than its default."""
+    for path in (CONFIGS / "format").glob("*.yaml"):
+        defaults = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        assert isinstance(defaults, dict)
+        if defaults["_target_"] != used["_target_"]:
+            continue
+        check_settings(OmegaConf.create({"format": used}), OmegaConf.create({"format": defaults}))
+        for name, default in defaults.items():
+            if isinstance(default, list) and not isinstance(used.get(name), list):
+                raise ValueError(f"format.{name} is {used.get(name)!r}, it must be a list: [a,b]")
+
+
 def _check(cfg: DictConfig) -> None:
     """Raise ValueError where a setting whose default does not tell its kind is of another."""
     if cfg.bad not in ("refuse", "leave_out"):
@@ -142,6 +161,8 @@ def _check(cfg: DictConfig) -> None:
     for name, value in (("src", cfg.src), ("store", cfg.store.path)):
         if not str(value).strip():
             raise ValueError(f"{name} is empty: give {name}=PATH")
+    if cfg.take is not None and not OmegaConf.is_config(cfg.take):
+        raise ValueError(f"take is {cfg.take!r}, it must be take=[ARRAY,ARRAY] or take.NAME=ARRAY")
     rate = cfg.control_dt
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float)):
         raise ValueError(f"control_dt is {rate!r}, it must be a number [s]")
@@ -179,7 +200,7 @@ def _described(field: Field) -> str:
 def main() -> None:
     """Entry point."""
     sys.argv[1:] = free_settings(sys.argv[1:])
-    entry("import", run)
+    entry("import", run, choices={"format": read_formats()})
 
 
 if __name__ == "__main__":

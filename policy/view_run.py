@@ -149,17 +149,17 @@ def read_chunks(path: Path, action_size: int, n_episodes: int) -> dict[int, Chun
             continue
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                ticks, actions = arrays["ticks"], arrays["actions"]
-            is_right = (
-                ticks.ndim == 1
-                and ticks.dtype.kind == "i"
-                and actions.ndim == 3
-                and actions.dtype.kind == "f"
-                and len(ticks) == len(actions)
-                and actions.shape[2] == action_size
-            )
+                ticks, actions = np.asarray(arrays["ticks"]), np.asarray(arrays["actions"])
         except Exception as error:  # A damaged archive raises whatever its parts raise.
             raise ValueError(f"{file} is damaged ({error}): delete it, or run again") from error
+        is_right = (
+            ticks.ndim == 1
+            and ticks.dtype.kind == "i"
+            and actions.ndim == 3
+            and actions.dtype.kind == "f"
+            and len(ticks) == len(actions)
+            and actions.shape[2] == action_size
+        )
         if not is_right:
             raise ValueError(f"{file} does not hold chunks of {action_size} elements: delete it")
         found[index] = Chunks(ticks.tolist(), list(actions))

@@ -1,17 +1,20 @@
 """Episodes that are copies of each other, or begin as one; within a store and between two.
 
-Copies are found by their hashes, pictures left out, so little is kept of each episode. What begins
-alike is found by the hash of the first steps and then compared number by number.
+Copies are found by their hashes, pictures left out, so little is kept of each episode; those with
+a little noise by `data.checks.near_copies`. What begins alike is found by the hash of the first
+steps and then compared number by number.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from data.checks.episode import Episode
 from data.checks.finding import Finding, deletion, some, warning
+from data.checks.near_copies import NEAR, NearCopies
+from data.wording import agree, counted
 
 PREFIX = 16  # steps whose equality makes two episodes worth comparing
 COMMON = 0.5  # of the shorter episode that two copies have in common at least
@@ -70,10 +73,20 @@ class Duplicates:
         names: of the fields that are compared.
         read: reads an episode again.
         is_held_out: [n_episodes] bool, the episodes that training would validate on.
+        ranges: field name -> [D] range of each element over the store; asked for at the end.
     """
 
-    def __init__(self, path: object, names: Sequence[str], read: Read, is_held_out: np.ndarray):
+    def __init__(
+        self,
+        path: object,
+        names: Sequence[str],
+        read: Read,
+        is_held_out: np.ndarray,
+        *,
+        ranges: Callable[[], Mapping[str, np.ndarray]],
+    ):
         self._path, self._names, self._read = path, names, read
+        self._near = NearCopies(names, ranges)
         self._is_held_out = is_held_out
         self._first_whole: dict[bytes, int] = {}
         self._first_prefix: dict[bytes, int] = {}
@@ -89,7 +102,9 @@ class Duplicates:
         first = self._first_whole.setdefault(marks.whole, episode.index)
         if first != episode.index:
             self._copies.append((first, episode.index))
-        elif marks.prefix is not None:
+            return
+        self._near.see(episode)
+        if marks.prefix is not None:
             earlier = self._first_prefix.setdefault(marks.prefix, episode.index)
             if earlier != episode.index:
                 self._alike.append((earlier, episode.index))
@@ -97,7 +112,14 @@ class Duplicates:
     def findings(self) -> list[Finding]:
         """What was seen twice."""
         begin = [pair for pair in self._alike[:MOST_PAIRS] if self._common(*pair) >= COMMON]
-        return [*self._same(), *self._begun(begin), *self._leaks(begin)]
+        near = self._near.pairs(self._read)
+        begin = [pair for pair in begin if pair not in near]
+        return [
+            *self._same(),
+            *self._nearly_same(near),
+            *self._begun(begin),
+            *self._leaks([*near, *begin]),
+        ]
 
     def _common(self, earlier: int, later: int) -> float:
         """Share of the shorter episode over which two are equal from the start."""
@@ -113,16 +135,31 @@ class Duplicates:
             return []
         later = [pair[1] for pair in self._copies]
         pairs = some([f"{b} is {a}" for a, b in self._copies])
-        message = f"{len(later)} episodes are copies of earlier ones, number by number: {pairs}"
+        message = (
+            f"{counted(len(later), 'episode')} {agree(len(later), 'is a copy', 'are copies')} of "
+            f"earlier ones, number by number: {pairs}"
+        )
+        return [warning("S020", message, deletion(self._path, later), later)]
+
+    def _nearly_same(self, pairs: list[tuple[int, int]]) -> list[Finding]:
+        if not pairs:
+            return []
+        later = [pair[1] for pair in pairs]
+        message = (
+            f"{counted(len(later), 'episode')} {agree(len(later), 'is a copy', 'are copies')} of "
+            f"earlier ones, but for noise of less than {NEAR:.2%} of each element's range: "
+            f"{some([f'{b} is {a}' for a, b in pairs])}"
+        )
         return [warning("S020", message, deletion(self._path, later), later)]
 
     def _begun(self, pairs: list[tuple[int, int]]) -> list[Finding]:
         if not pairs:
             return []
         later = [pair[1] for pair in pairs]
+        beginning = some([f"{b} begins as {a}" for a, b in pairs])
         message = (
-            f"{len(later)} episodes are equal to earlier ones for half of their steps or more, "
-            f"and differ then: {some([f'{b} begins as {a}' for a, b in pairs])}"
+            f"{counted(len(later), 'episode')} {agree(len(later), 'equals', 'equal')} earlier ones "
+            f"for half of the steps or more, and not after that: {beginning}"
         )
         fix = "is one an unfinished recording of the other? leave out: "
         return [warning("S021", message, fix + deletion(self._path, later), later)]
@@ -181,17 +218,18 @@ class Against:
     def findings(self) -> list[Finding]:
         """What both stores have."""
         found = []
-        for what, words in (
-            ("copies", "are copies, number by number, of episodes"),
-            ("seeds", "are of the same task and seed as episodes"),
-            ("starts", "begin with the same observation as episodes"),
+        for what, one, many in (
+            ("copies", "is a copy, number by number,", "are copies, number by number,"),
+            ("seeds", "is of the task and seed", "are of the task and seed"),
+            ("starts", "begins with an observation", "begin with an observation"),
         ):
             pairs = self._pairs[what]
             if not pairs:
                 continue
             mine = [a for a, _ in pairs]
             message = (
-                f"{len(mine)} episodes {words} of {self._other}: "
+                f"{counted(len(mine), 'episode')} {agree(len(mine), one, many)} of episodes of "
+                f"{self._other}: "
                 f"{some([f'{a} as {b} there' for a, b in pairs])}"
             )
             fix = "where one is to judge what the other taught, leave out: "

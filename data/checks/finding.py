@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from data.wording import agree, counted
+
 SHOWN = 10  # Numbers that a message spells out.
 LISTED = 50  # Spans of episodes that a command can name and still be read.
 
@@ -48,7 +50,19 @@ def some(values: Sequence | np.ndarray, limit: int = SHOWN) -> str:
 def in_episodes(episodes: Sequence[int]) -> str:
     """Which episodes, in words."""
     found = sorted({int(e) for e in episodes})
-    return f"in {len(found)} episode{'' if len(found) == 1 else 's'}: {some(found)}"
+    return f"in {counted(len(found), 'episode')}: {some(found)}"
+
+
+def elements(indices: Sequence[int] | np.ndarray, one: str, many: str) -> str:
+    """Which elements of a field do something, in words: "element 3 is", "elements 3, 4 are".
+
+    Args:
+        indices: of the elements.
+        one: the verb for one of them.
+        many: the verb for several.
+    """
+    n = len(indices)
+    return f"{agree(n, 'element', 'elements')} {some(indices)} {agree(n, one, many)}"
 
 
 def viewing(path: object, episode: int) -> str:

@@ -8,6 +8,7 @@ from data.checks.episode import Episode, changes, runs, sensed
 from data.checks.finding import Finding, in_episodes, viewing, warning
 from data.checks.scales import Scales
 from data.types import Contract
+from data.wording import agree
 
 STILL = 1e-3  # of an element's range from one step to the next
 SHORTEST = 2.0  # s, and at least ten steps
@@ -47,8 +48,10 @@ class Idle:
         if n_idle <= SHARE * self._n_steps and longest * dt <= LONGEST:
             return []
         episodes = [episode for _, episode, _ in self._stretches]
+        n = len(self._stretches)
         message = (
-            f"nothing moves in {len(self._stretches)} stretches of {self._least * dt:g} s or more, "
+            f"nothing moves in {n} {agree(n, 'stretch', 'stretches')} of {self._least * dt:g} s or "
+            f"more, "
             f"{n_idle / self._n_steps:.1%} of all steps; the longest lasts {longest * dt:.3g} s "
             f"from step {start} of episode {where}; {in_episodes(episodes)}"
         )

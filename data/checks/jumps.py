@@ -17,6 +17,7 @@ from data.checks.episode import Episode, changes, sensed, units_of
 from data.checks.finding import Finding, deletion, in_episodes, some, viewing, warning
 from data.checks.scales import Scales
 from data.types import Contract
+from data.wording import agree, counted
 
 TIMES = 10.0  # the change that 90 % of the steps stay below
 SHARE = 0.25  # of the element's range
@@ -137,16 +138,18 @@ class Jumps:
             episodes = [each.episode for each in faults]
             share = worst.size / self._scales.of[name].range[worst.element]
             message = (
-                f"{name} jumps between two steps {sum(each.n for each in faults)} times; the "
-                f"farthest by {worst.size:.3g}, {share:.0%} of the range of element "
-                f"{worst.element}, {'and back, ' if worst.returns else ''}at step {worst.step} of "
-                f"episode {worst.episode}; {in_episodes(episodes)}"
+                f"{name} jumps between two steps "
+                f"{counted(sum(each.n for each in faults), 'time')}; the farthest by "
+                f"{worst.size:.3g}, {share:.0%} of the range of element {worst.element}, "
+                f"{'and back, ' if worst.returns else ''}at step {worst.step} of episode "
+                f"{worst.episode}; {in_episodes(episodes)}"
             )
             fix = f"look: {viewing(self._path, worst.episode)}; leave out: "
             found.append(warning("S019", message, fix + deletion(self._path, episodes), episodes))
-        for name, elements in self._wraps.items():
+        for name, angles in self._wraps.items():
             message = (
-                f"{name}: the angles {some(sorted(elements))} wrap round by a whole turn "
+                f"{name}: {agree(len(angles), 'angle', 'angles')} {some(sorted(angles))} "
+                f"{agree(len(angles), 'wraps', 'wrap')} round by a whole turn "
                 f"{in_episodes(self._wrapping[name])}"
             )
             fix = "tell the contract that they are planar angles: angles: [...], or unwrap them"

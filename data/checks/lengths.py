@@ -7,6 +7,7 @@ import numpy as np
 
 from data.checks.episode import Episode
 from data.checks.finding import Finding, deletion, in_episodes, some, viewing, warning
+from data.wording import agree, counted
 
 SHORT = 8  # steps; fewer than what a policy usually executes between two plans
 FEWEST = 10  # Episodes of a task, below which no length is unusual.
@@ -36,7 +37,8 @@ class Lengths:
         if not short:
             return []
         message = (
-            f"{len(short)} of {len(self._lengths)} episodes have fewer than {SHORT} steps: "
+            f"{len(short)} of {counted(len(self._lengths), 'episode')} "
+            f"{agree(len(short), 'has', 'have')} fewer than {SHORT} steps: "
             f"{some(short)}"
         )
         fix = "an episode shorter than horizons.action is left out of training; to be rid of it: "
@@ -56,7 +58,8 @@ class Lengths:
             if odd:
                 of_task = f" of {task!r}" if len(self._tasks) > 1 else ""
                 message = (
-                    f"{len(odd)} of {len(episodes)} episodes{of_task} have {lengths[is_odd].min()}"
+                    f"{len(odd)} of {len(episodes)} episodes{of_task} "
+                    f"{agree(len(odd), 'has', 'have')} {lengths[is_odd].min()}"
                     f"..{lengths[is_odd].max()} steps, usual are {np.exp(middle):.0f} "
                     f"{in_episodes(odd)}"
                 )

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data.checks.episode import Episode, is_time
-from data.checks.finding import Finding, deletion, in_episodes, some, warning
+from data.checks.finding import Finding, deletion, elements, in_episodes, warning
 from data.checks.scales import Scales
 from data.types import Contract
 
@@ -112,9 +112,9 @@ class Limits:
             low = "" if meaning.low is None else f"{meaning.low[element]:g}"
             high = "" if meaning.high is None else f"{meaning.high[element]:g}"
             message = (
-                f"{name}: the elements {some(sorted(self._elements[name]))} exceed the contract's "
-                f"limits; the farthest is {value:g} of element {element}, limits {low}..{high}; "
-                f"{in_episodes(episodes)}"
+                f"{name}: {elements(sorted(self._elements[name]), 'exceeds', 'exceed')} the "
+                f"contract's limits; the farthest is {value:g} of element {element}, limits "
+                f"{low}..{high}; {in_episodes(episodes)}"
             )
             fix = "correct low and high in the contract, or leave the episodes out: "
             found.append(warning("S018", message, fix + deletion(self._path, episodes), episodes))

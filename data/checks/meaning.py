@@ -6,9 +6,10 @@ Only what is far beyond doubt counts: a joint may turn more than once, a robot m
 import numpy as np
 
 from data.checks.episode import Episode, is_time, units_of
-from data.checks.finding import Finding, some, warning
+from data.checks.finding import Finding, elements, warning
 from data.checks.scales import Scales
 from data.types import Contract
+from data.wording import agree
 
 MOST_VALUES = 16  # of a discrete element
 # Unit -> largest size that is plausible, and what larger numbers may be.
@@ -54,8 +55,9 @@ class Meaning:
             ]
             if spread:
                 message = (
-                    f"{name}: the elements {some(spread)} are discrete by the contract, but take "
-                    f"more than {MOST_VALUES} different values"
+                    f"{name}: {elements(spread, 'is', 'are')} discrete by the contract, but "
+                    f"{agree(len(spread), 'takes', 'take')} more than {MOST_VALUES} different "
+                    f"values"
                 )
                 fix = "take them out of discrete in the contract, or round them when importing"
                 found.append(warning("S027", message, fix))
@@ -71,8 +73,8 @@ class Meaning:
         if not len(large):
             return []
         message = (
-            f"{name}: the elements {some(large)} are in {unit} by the contract, but reach "
-            f"{size[large].max():.4g}: are they {guess}?"
+            f"{name}: {elements(large, 'is', 'are')} in {unit} by the contract, but the largest "
+            f"value is {size[large].max():.4g}: is that {guess}?"
         )
         return [warning("S026", message, "correct the unit, or convert the numbers")]
 
@@ -86,7 +88,7 @@ class Meaning:
         if not moves or size[is_of_unit].max() > limit:
             return []
         message = (
-            f"{name}: the elements {some(np.flatnonzero(is_of_unit))} are in {unit} by the "
-            f"contract, but none exceeds {size[is_of_unit].max():.4g}: are they {guess}?"
+            f"{name}: {elements(np.flatnonzero(is_of_unit), 'is', 'are')} in {unit} by the "
+            f"contract, but never beyond {size[is_of_unit].max():.4g}: is that {guess}?"
         )
         return [warning("S026", message, "correct the unit, or convert the numbers")]

@@ -14,6 +14,7 @@ from data.checks.episode import Episode, changes, runs, sensed, units_of
 from data.checks.finding import Finding, deletion, in_episodes, viewing, warning
 from data.checks.scales import Scales
 from data.types import Contract
+from data.wording import counted
 
 LARGEST_LAG = 0.3  # s, and 5..15 steps
 WINDOW = 64  # steps that one correlation is taken over, ...
@@ -100,7 +101,7 @@ class Pictures:
             return []
         lag, correlation, at_zero, share = best
         late, early = (name, "the state") if lag > 0 else ("the state", name)
-        steps = f"{abs(lag)} step{'' if abs(lag) == 1 else 's'}"
+        steps = counted(abs(lag), "step")
         message = (
             f"{late} lags {steps} ({abs(lag) * self._contract.control_dt:.3g} s) behind {early}: "
             f"their changes correlate by {correlation:.2f} then, by {at_zero:.2f} as stored; "

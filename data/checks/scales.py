@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from data.checks.episode import Episode, changes, is_time
-from data.checks.finding import Finding, some, warning
+from data.checks.finding import Finding, elements, warning
 from data.types import Contract, Field
 
 MANY = 64  # Different values; an element with more of them is taken as continuous.
@@ -81,8 +81,8 @@ class Scales:
                 found.append(
                     warning(
                         "S009",
-                        f"{name}: the elements {some(constant)} never change",
-                        "a policy learns nothing from them; leave them out if that is not meant",
+                        f"{name}: {elements(constant, 'never changes', 'never change')}",
+                        "a policy learns nothing from that; leave it out if that is not meant",
                     )
                 )
         return found

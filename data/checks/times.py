@@ -13,6 +13,7 @@ import numpy as np
 from data.checks.episode import TIME_UNITS, Episode, is_time, units_of
 from data.checks.finding import Finding, deletion, in_episodes, warning
 from data.types import Contract
+from data.wording import counted
 
 GAP = 1.5  # control periods between two steps; more is a step that is missing
 JITTER = 0.2  # control periods by which 5 % of the steps may be early or late
@@ -83,7 +84,7 @@ class Times:
         episodes = [episode for _, episode in self._gaps]
         longest, where = max(self._gaps)
         message = (
-            f"{len(self._gaps)} gaps of more than {GAP:g} control periods "
+            f"{counted(len(self._gaps), 'gap')} of more than {GAP:g} control periods "
             f"({self._control_dt:g} s), the longest {longest:.3g} s in episode {where}; "
             f"{in_episodes(episodes)}"
         )

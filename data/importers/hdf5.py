@@ -190,7 +190,13 @@ def attribute(node: "h5py.Group | h5py.Dataset", name: str, *, path: Path) -> ob
 
 def _check_storage(array: "h5py.Dataset", where: str) -> None:
     """Raise ImporterError unless all of an array lies in this file, in pieces that fit memory."""
-    h5d = _h5py().h5d
+    h5d, h5t = _h5py().h5d, _h5py().h5t
+    if array.dtype.kind in "biuf" and array.id.get_type() != h5t.py_create(array.dtype, logical=1):
+        # h5py takes the nearest dtype for numbers with, say, another bias of their exponents.
+        raise ImporterError(
+            f"{where} holds numbers laid out as those of no machine, the nearest are "
+            f"{array.dtype}: the file is damaged, or convert them first"
+        )
     if array.external:
         files = ", ".join(repr(str(entry[0])) for entry in array.external)
         raise ImporterError(f"{where} keeps its numbers in {files}, which is not opened")

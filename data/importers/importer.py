@@ -18,6 +18,8 @@ import numpy as np
 
 from data.types import Contract, ContractError, Field
 
+LISTS = ("low", "high", "angles", "discrete")  # entries of a field that are lists of numbers
+
 
 class ImporterError(ValueError):
     """A foreign data set that cannot be read; the message names the file, the fault and the fix."""
@@ -100,7 +102,7 @@ def told_fields(
             f"relative; rotation such as axis_angle, quaternion_wxyz, rotation_6d, or none)"
         )
     return {
-        name: dataclasses.replace(field, **_entries(told.get(name, {})))
+        name: dataclasses.replace(field, **_entries(name, told.get(name, {})))
         for name, field in found.items()
     }
 
@@ -116,9 +118,14 @@ def asked_of(fields: Mapping[str, Field]) -> dict[str, list[str]]:
     return asked
 
 
-def _entries(told: Mapping) -> dict:
+def _entries(name: str, told: Mapping) -> dict:
     """Entries as `Field` takes them; the word "none" says that there is no rotation."""
     entries = dict(told)
+    for entry in LISTS:
+        value = entries.get(entry)
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        if value is not None and not (is_list and all(isinstance(n, int | float) for n in value)):
+            raise ContractError(f"fields.{name}.{entry} is {value!r}, it must be numbers: [0,1]")
     if "unit" in entries:  # "1" is typed as a number.
         unit = entries["unit"]
         is_list = isinstance(unit, Sequence) and not isinstance(unit, str)

@@ -7,11 +7,15 @@ so it costs no pass over them. Other settings give other episodes the same numbe
 episode that is there is read again and must be what is stored. A file that is changed elsewhere in
 its middle but not in its size is taken for the same.
 
+A source of the same name and another identity may have grown since: all of its episodes that are
+there are read again, and if they are what is stored, the new ones are added.
+
 Shape legend: `L` steps of an episode.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from data.store import EpisodeStore, StoreError
 from data.types import ContractError
 
 HEAD_BYTES = 64 * 1024
+GATHERED = 5.0  # [s] that an episode waits for others, to be written together
 N_HEADS = 64  # files whose beginnings are part of the identity
 # How far an episode may be from itself when it is imported again: arithmetic of another version of
 # a library, and pictures that a codec may have changed.
@@ -57,10 +62,12 @@ def take_in(
     leave_out_bad: bool = False,
     codec: Codec | None = None,
     progress: Callable[[Intake], object] | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> Intake:
     """Import all episodes that the store at `path` lacks; it is made with the first.
 
-    Ctrl-C ends the import early; the report says so. Whatever happens, finished episodes stay.
+    Ctrl-C ends the import early; the report says so. Finished episodes stay, whatever happens; a
+    kill takes those of the last seconds, which are imported again.
 
     Args:
         importer: of the data set.
@@ -68,6 +75,7 @@ def take_in(
         leave_out_bad: whether an episode that cannot be imported is left out, or is an error.
         codec: of the images of a new store; None keeps them without loss.
         progress: called after every episode with the report so far.
+        say: called with what takes long before an episode is imported, in words.
 
     Raises:
         ImporterError: an episode cannot be imported.
@@ -84,7 +92,13 @@ def take_in(
     store = _open(path, importer, source) if path.exists() else None
     there = _numbers(store)
     if store is not None:
-        _check_last(store, importer)
+        has_changed = bool(there) and source not in _sources(store)
+        if has_changed and say is not None:
+            say(
+                f"{importer.path} has changed since {len(there)} of its episodes were imported: "
+                f"they are read again, to see that they are the same"
+            )
+        _check_stored(store, importer, is_all=has_changed)
     left_out: list[str] = []
     n_added = n_steps = 0
     episodes: Iterator[ImportedEpisode] | None = None
@@ -100,28 +114,32 @@ def take_in(
         )
 
     try:
-        for number in range(importer.n_episodes):
-            if number in there:
-                episodes = None  # What is read next comes later in the source.
-                continue
-            try:
-                episodes = importer.episodes(number) if episodes is None else episodes
-                episode = _next(episodes, importer, number)
-                if store is None:
-                    store = EpisodeStore.create(path, importer.contract, codec=codec)
-                _append(store, episode, source, number, importer)
-            except ImporterError as error:
-                if not leave_out_bad:
-                    raise ImporterError(
-                        f"{error} (bad=leave_out leaves out such episodes)"
-                    ) from error
-                left_out.append(f"episode {number}: {error}")
-                episodes = None
-            else:
-                n_added += 1
-                n_steps += len(episode.fields["action"])
-            if progress is not None:
-                progress(report())
+        with ExitStack() as gathering:
+            if store is not None:
+                gathering.enter_context(store.together(seconds=GATHERED))
+            for number in range(importer.n_episodes):
+                if number in there:
+                    episodes = None  # What is read next comes later in the source.
+                    continue
+                try:
+                    episodes = importer.episodes(number) if episodes is None else episodes
+                    episode = _next(episodes, importer, number)
+                    if store is None:
+                        store = EpisodeStore.create(path, importer.contract, codec=codec)
+                        gathering.enter_context(store.together(seconds=GATHERED))
+                    _append(store, episode, source, number, importer)
+                except ImporterError as error:
+                    if not leave_out_bad:
+                        raise ImporterError(
+                            f"{error} (bad=leave_out leaves out such episodes)"
+                        ) from error
+                    left_out.append(f"episode {number}: {error}")
+                    episodes = None
+                else:
+                    n_added += 1
+                    n_steps += len(episode.fields["action"])
+                if progress is not None:
+                    progress(report())
     except KeyboardInterrupt:
         # The store knows best whether the interrupted episode is in it.
         n_added = 0 if store is None else len(_numbers(EpisodeStore.open(path)) - there)
@@ -179,15 +197,23 @@ def _open(path: Path, importer: Importer, source: str) -> EpisodeStore:
             f"{path} holds the fields {sorted(store.contract.fields)}, imported are "
             f"{sorted(importer.contract.fields)}: import into another store=PATH"
         )
-    others = {
-        str(entry.get("source", "episodes of no import")) for entry in store.recorded_metadata
-    }
-    if others - {source}:
+    others = sorted(other for other in _sources(store) if _name(other) != _name(source))
+    if others:
         raise StoreError(
-            f"{path} holds {', '.join(sorted(others - {source})[:3])}, this is {source}: import "
-            f"into another store=PATH, and merge them later with cadence edit"
+            f"{path} holds {', '.join(others[:3])}, this is {source}: import into another "
+            f"store=PATH, and merge them later with cadence edit"
         )
     return store
+
+
+def _sources(store: EpisodeStore) -> set[str]:
+    """Identities of the data sets that a store holds episodes of."""
+    return {str(entry.get("source", "episodes of no import")) for entry in store.recorded_metadata}
+
+
+def _name(source: str) -> str:
+    """Name of a data set, without the digest that its identity ends with."""
+    return source.rpartition(" ")[0]
 
 
 def _numbers(store: EpisodeStore | None) -> set[int]:
@@ -201,42 +227,60 @@ def _numbers(store: EpisodeStore | None) -> set[int]:
     }
 
 
-def _check_last(store: EpisodeStore, importer: Importer) -> None:
-    """Raise StoreError unless the last episode of a store is what would be imported now.
+def _check_stored(store: EpisodeStore, importer: Importer, *, is_all: bool) -> None:
+    """Raise StoreError unless the episodes of a store are what would be imported now.
 
     It tells other settings (a mask, another array, numbers that are scaled) and a changed source.
+
+    Args:
+        store: whose episodes are looked at; hidden ones are not.
+        importer: of the data set they came from.
+        is_all: whether all are looked at, and not only the last one.
     """
     known = {
         number: place
         for place, entry in enumerate(store.episode_metadata)
         if isinstance(number := entry.get("source_number"), int)
     }
-    if not known:
-        return
-    number, fault = max(known), ""
-    last = known[number]
-    if number >= importer.n_episodes:
-        fault = f"there are only {importer.n_episodes} episodes now"
-    else:
-        episode = _next(importer.episodes(number), importer, number)
+    numbers = sorted(known)
+    episodes: Iterator[ImportedEpisode] = iter(())
+    next_number = -1
+    for number in numbers if is_all else numbers[-1:]:
+        if number >= importer.n_episodes:
+            raise _other(store, importer, number, f"the last is number {importer.n_episodes - 1}")
+        if number != next_number:
+            episodes = importer.episodes(number)
+        episode, next_number = _next(episodes, importer, number), number + 1
         wrong = [
             name
             for name, values in episode.fields.items()
-            if not _is_alike(store.read(name, episodes=[last]), values)
+            if not _is_alike(store.read(name, episodes=[known[number]]), values, is_all=is_all)
         ]
-        fault = f"its {', '.join(wrong)} would be another now" if wrong else ""
-    if fault:
-        raise StoreError(
-            f"{store.path} holds number {number} of {importer.path} as it is imported no more "
-            f"({fault}): give the settings of the first import, or import into another store=PATH"
-        )
+        if wrong:
+            raise _other(store, importer, number, f"its {', '.join(wrong)} would be another now")
 
 
-def _is_alike(stored: np.ndarray, imported: np.ndarray) -> bool:
-    """Whether two arrays [L, ...] are the same but for rounding; of pictures, two are compared."""
+def _other(store: EpisodeStore, importer: Importer, number: int, fault: str) -> StoreError:
+    return StoreError(
+        f"{store.path} holds number {number} of {importer.path} as it is imported no more "
+        f"({fault}): give the settings of the first import, or import into another store=PATH"
+    )
+
+
+def _is_alike(stored: np.ndarray, imported: np.ndarray, *, is_all: bool) -> bool:
+    """Whether two arrays [L, ...] are the same but for rounding, or for what a codec may lose.
+
+    Args:
+        stored: as it was imported.
+        imported: now.
+        is_all: whether all pictures are compared, and not only the first and the last.
+    """
     if stored.shape != imported.shape:
         return False
-    if stored.dtype != np.uint8:
+    if stored.dtype != np.uint8 or stored.ndim < 2:
         return np.allclose(stored, imported, rtol=RELATIVE, atol=ABSOLUTE)
-    apart = stored[[0, -1]].astype(np.float32) - imported[[0, -1]]
-    return float(np.abs(apart).mean()) <= GREY_LEVELS
+    steps = range(len(stored)) if is_all else (0, -1)
+    return all(
+        np.abs(stored[step].astype(np.float32) - imported[step]).mean() <= GREY_LEVELS
+        for step in steps
+    )

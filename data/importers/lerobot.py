@@ -29,6 +29,7 @@ from data.importers.lerobot_checks import (
 from data.importers.lerobot_choice import SUCCESS, Take, chosen, success_feature
 from data.importers.lerobot_info import read_json_lines
 from data.importers.lerobot_meta import EpisodeEntry, read_meta
+from data.importers.lerobot_stated import Stated, stated_in
 from data.importers.lerobot_table import TableReader
 from data.importers.numbers import in_field
 from data.lerobot_layout import OWN_EPISODES, Feature
@@ -115,7 +116,7 @@ class LeRobot:
                 rate, a video is shorter than its table, numbers are not finite.
         """
         described: Path | None = None
-        statistics: list[dict[str, dict[str, object]]] = []
+        statistics: list[Stated] = []
         with ExitStack() as opened:
             videos: dict[str, VideoFrames] = {}
             opened.callback(lambda: [video.close() for video in videos.values()])
@@ -138,6 +139,7 @@ class LeRobot:
         reader = TableReader(entries[0].table, columns)
         try:
             self._check_end(reader, entries[-1])
+            self._check_listed(reader)
             for entry in entries:
                 check_size(entry, self._features.values())
                 rows = reader.read(entry.first_row, entry.n_steps)
@@ -156,12 +158,21 @@ class LeRobot:
                 f"episodes lacks one; finish or repair the recording with lerobot"
             )
 
-    def _statistics(self, described: Path) -> list[dict[str, dict[str, object]]]:
+    def _check_listed(self, reader: TableReader) -> None:
+        """Raise ImporterError where a feature is listed, taken or not, that the table lacks."""
+        listed = {key for key, feature in self._meta.features.items() if feature.dtype != "video"}
+        if self._is_verified and (missing := sorted(listed - reader.columns)):
+            raise ImporterError(
+                f"{reader.path} lacks the columns {missing} that info.json lists: copy or download "
+                f"the data set again, or believe the table with format.verify=false"
+            )
+
+    def _statistics(self, described: Path) -> list[Stated]:
         """What is said of the numbers of a file's episodes; an export has digests instead."""
         if not self._is_verified or self._meta.own is not None or not described.is_file():
             return []
         keys = [key for key, feature in self._features.items() if not feature.is_picture]
-        return self._meta.statistics(described, keys)
+        return stated_in(self._meta, described, keys)
 
     def _episode(
         self,

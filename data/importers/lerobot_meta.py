@@ -4,7 +4,7 @@ Nothing of it is believed: numbers are checked against each other and against th
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from data.importers.lerobot_info import (
 )
 from data.importers.lerobot_table import parquet_columns
 from data.lerobot_layout import INFO, Feature, LayoutError, OwnEntry, file_digest
-
-COMPARED = ("min", "max", "mean")  # statistics that are held against the numbers
 
 
 @dataclass(frozen=True)
@@ -101,43 +99,6 @@ class LeRobotMeta:
                 f"{path} was changed since it was exported (its SHA-256 says so): copy the data "
                 f"set again, or, where the change was meant, import with format.verify=false"
             )
-
-    def statistics(
-        self, described: Path, keys: Sequence[str]
-    ) -> list[dict[str, dict[str, object]]]:
-        """What a file of `meta/` says of the numbers of its episodes, in their order.
-
-        Returns:
-            key -> statistic -> numbers; without those that it does not say.
-        """
-        if self.version == "v2.1":
-            lines = read_json_lines(described)
-            by_number = {str(line.get("episode_index")): line.get("stats") for line in lines}
-            return [_said(by_number.get(str(n)), keys) for n in range(len(self.episodes))]
-        columns = parquet_columns(
-            described, [], also=[_column(k, s) for k in keys for s in COMPARED]
-        )
-        n_lines = max((len(values) for values in columns.values()), default=0)
-        return [
-            {
-                key: {
-                    statistic: columns[_column(key, statistic)][line]
-                    for statistic in COMPARED
-                    if _column(key, statistic) in columns
-                }
-                for key in keys
-            }
-            for line in range(n_lines)
-        ]
-
-
-def _column(key: str, statistic: str) -> str:
-    return f"stats/{key}/{statistic}"
-
-
-def _said(row: object, keys: Sequence[str]) -> dict[str, dict[str, object]]:
-    said = row if isinstance(row, Mapping) else {}
-    return {key: dict(said[key]) for key in keys if isinstance(said.get(key), Mapping)}
 
 
 def read_meta(root: Path, *, is_verified: bool = True) -> LeRobotMeta:

@@ -47,6 +47,17 @@ def parquet_columns(
         return {name: read.column(name).to_pylist() for name in names}
 
 
+def column_names(path: Path) -> list[str]:
+    """Names of the columns of a table.
+
+    Raises:
+        ImporterError: it is no table.
+    """
+    pa, pq = pyarrow()
+    with _refused(path, pa), pq.ParquetFile(path) as table:
+        return list(table.schema_arrow.names)
+
+
 class TableReader:
     """The rows of one table, read forward; close it after use.
 
@@ -63,6 +74,7 @@ class TableReader:
         with _refused(path, self._pa):
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
             self.n_rows = int(self._file.metadata.num_rows)
+            self.columns = frozenset(self._file.schema_arrow.names)
             self._check_columns(self._file.schema_arrow)
         self._batches: Iterator[pa.RecordBatch] | None = None
         self._rest: pa.RecordBatch | None = None  # read, but not yet asked for

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ class Sample:
 
     Args:
         write: puts it into a folder, given the episodes; returns its path.
-        open: the importer of what was written, told all that the format leaves open.
+        open: makes the importer of what was written, told all that the format leaves open; it can
+            be pickled.
         names: field of the importer -> what it is called in `episodes`, where that differs.
         stored: name of an array in the file -> field, where that differs.
         has_pictures: whether episodes have them.
@@ -258,43 +260,39 @@ def write_csv_folder(home: Path, made: Episodes) -> Path:
 SAMPLES = {
     "diffusion_policy": Sample(
         write_diffusion_policy,
-        lambda path: DiffusionPolicy(
-            path, fields={"state": UNITS, "action": ACTION}, control_dt=0.1
-        ),
+        partial(DiffusionPolicy, fields={"state": UNITS, "action": ACTION}, control_dt=0.1),
     ),
     "robomimic": Sample(
         write_robomimic,
-        lambda path: Robomimic(
-            path, fields={"eef_pos": UNITS, "action": {"unit": "1", "rotation": "none"}}
-        ),
+        partial(Robomimic, fields={"eef_pos": UNITS, "action": {"unit": "1", "rotation": "none"}}),
         names={"eef_pos": "state", "agentview_image": "camera"},
         stored={"actions": "action"},
     ),
     "d4rl": Sample(
         write_d4rl,
-        lambda path: D4RL(path, fields={"state": UNITS, "action": ACTION}, control_dt=0.1),
+        partial(D4RL, fields={"state": UNITS, "action": ACTION}, control_dt=0.1),
         stored={"observations": "state", "actions": "action", "terminals": "", "timeouts": ""},
         has_pictures=False,
     ),
     "minari": Sample(
         write_minari,
-        lambda path: Minari(path, fields={"robot_arm": UNITS, "action": ACTION}, control_dt=0.1),
+        partial(Minari, fields={"robot_arm": UNITS, "action": ACTION}, control_dt=0.1),
         names={"robot_arm": "state"},
         stored={"actions": "action", "arm": "robot_arm"},
     ),
     "dppo": Sample(
         write_dppo,
-        lambda path: DPPO(path, fields={"state": UNITS, "action": ACTION}, control_dt=0.1),
+        partial(DPPO, fields={"state": UNITS, "action": ACTION}, control_dt=0.1),
         names={"image": "camera"},
     ),
     "npz": Sample(
         write_npz_folder,
-        lambda path: Folder(path, fields={"state": UNITS, "action": ACTION}, control_dt=0.1),
+        partial(Folder, fields={"state": UNITS, "action": ACTION}, control_dt=0.1),
         is_unlisted=True,
     ),
     "csv": Sample(
         write_csv_folder,
-        lambda path: Folder(path, fields={"state": UNITS, "action": ACTION}, control_dt=0.1),
+        partial(Folder, fields={"state": UNITS, "action": ACTION}, control_dt=0.1),
         has_pictures=False,
         is_unlisted=True,
     ),

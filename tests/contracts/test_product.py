@@ -84,7 +84,7 @@ def check(net: str, sampler: str, precond: str) -> None:
     assert all(np.isfinite(one).all() for one in made)
     assert not np.array_equal(made[0], made[1])
     if hasattr(agent.sampler, "levels"):
-        agent._at = []  # As if the levels were not known.
+        agent.tick.denoisers = []  # As if the levels were not known.
         for bound, unbound in zip(made, chunks(agent), strict=True):
             np.testing.assert_allclose(bound, unbound, rtol=1e-5, atol=1e-5)
 

@@ -11,6 +11,7 @@ import pytest
 import zarr.storage._local as zarr_local
 
 from data import durable
+from data.shard_files import replace_file
 from data.store import EpisodeStore, StoreError
 from data.types import Contract, Field
 
@@ -105,3 +106,14 @@ def test_only_a_system_that_cannot_flush_folders_does_without(tmp_path, monkeypa
     else:
         with pytest.raises(OSError, match="Input/output"):
             durable.flush(tmp_path, [tmp_path / "file"])
+
+
+def test_what_replaces_a_file_is_on_the_disk_before_it_does(tmp_path, monkeypatch):
+    file, order = tmp_path / "shard", []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (order.append("flushed"), sync(number)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replaced"), replace(a, b)))
+    replace_file(file, b"old")  # Where there is nothing yet, nothing can be lost.
+    replace_file(file, b"new")
+    assert order == ["replaced", "flushed", "replaced"]
+    assert file.read_bytes() == b"new"

@@ -424,7 +424,7 @@ def test_what_is_learned_from_does_not_move_when_the_store_is_edited(store, path
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (3, "is no text"),
+        (3, "is not what was written"),
         (json.dumps({"hidden": [7], "metadata": {}}), "not among 2"),
         (json.dumps({"hidden": [], "metadata": {"-1": {}}}), "not among 2"),
     ],

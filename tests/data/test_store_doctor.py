@@ -138,8 +138,8 @@ def test_short_episodes_and_constant_elements_are_warnings(path):
         store.append({"state": state, "camera": camera, "action": rng.normal(size=(length, 1))})
     findings = examine_store(store.path)
     assert [(f.code, f.severity) for f in findings] == [("S008", "warning"), ("S009", "warning")]
-    assert "1 of 4 episodes have fewer than 8 steps: 3" in findings[0].message
-    assert findings[1].message == "state: the elements 1 never change"
+    assert "1 of 4 episodes has fewer than 8 steps: 3" in findings[0].message
+    assert findings[1].message == "state: element 1 never changes"
 
 
 def test_steps_of_an_unfinished_episode(path):

@@ -248,7 +248,7 @@ def angled(contract_angles: tuple[int, ...]) -> tuple[Contract, list[Episode]]:
 def test_an_angle_that_wraps_round_has_to_be_told(found):
     contract, turning = angled(())
     finding = only(found(turning, contract), "S028")
-    assert "angle: the angles 0 wrap round" in finding.message
+    assert "angle: angle 0 wraps round" in finding.message
     contract, turning = angled((0,))
     assert found(turning, contract) == []
 
@@ -267,6 +267,32 @@ def test_copies_and_what_begins_as_another(found):
     parted["place"][20:] += 0.01
     parted["action"][20:, :2] += 0.01
     assert found([*episodes, parted]) == []
+
+
+@pytest.mark.parametrize("size", [0, 1e-5])
+def test_copies_with_a_little_noise(found, size):
+    rng = np.random.default_rng(0)
+    episodes = [*sound(), expert(4, 54), expert(2, 52), expert(30)]
+    for copy in episodes[N : N + 2]:
+        for name in ("place", "action"):
+            copy[name][:, :2] += size * rng.uniform(-1, 1, copy[name][:, :2].shape)
+    copies = only(found(episodes), "S020")
+    assert copies.episodes == (N, N + 1)
+    assert (f"{N} is 4, {N + 1} is 2" in copies.message, "noise" in copies.message) == (
+        True,
+        size > 0,
+    )
+    parted = found(episodes, look=held_out(2))
+    assert {each.code for each in parted} == {"S020", "S022"}
+
+
+def test_what_is_done_again_is_no_copy(found):
+    """The same course with the noise of a robot, a hundredth of the range."""
+    rng = np.random.default_rng(0)
+    again = expert(4, 54)
+    for name in ("place", "action"):
+        again[name][:, :2] += 0.01 * rng.uniform(-1, 1, again[name][:, :2].shape)
+    assert [each for each in found([*sound(), again]) if each.code == "S020"] == []
 
 
 def held_out(*episodes: int) -> Look:
@@ -398,7 +424,7 @@ def test_discrete_elements_that_are_not(found):
         each["action"][:, 2] = np.clip(
             each["action"][:, 2] + 0.1 * rng.normal(size=len(each["action"])), 0, 1
         )
-    assert "elements 2 are discrete" in only(found(episodes), "S027").message
+    assert "element 2 is discrete" in only(found(episodes), "S027").message
 
 
 def quaternions(length: int, seed: int) -> np.ndarray:
@@ -429,11 +455,26 @@ def test_quaternions_have_length_1_and_keep_their_sign(found):
     assert serious(found(episodes, contract)) == []
     episodes[3]["pose"][20:, 3:] *= -1
     finding = only(serious(found(episodes, contract)), "S028")
-    assert (finding.episodes, "flips its sign 1 times" in finding.message) == ((3,), True)
+    assert (finding.episodes, "flips its sign 1 time between" in finding.message) == ((3,), True)
     contract, episodes = turned("quaternion_wxyz", quaternions)
     episodes[5]["pose"][:, 3:] *= 1.2
     finding = only(serious(found(episodes, contract)), "S028")
     assert (finding.episodes, "0.2 away" in finding.message) == ((5,), True)
+
+
+@pytest.mark.parametrize("units", [None, ["1"] * 4 + ["m"] * 3])
+def test_a_quaternion_may_be_before_the_position(found, units):
+    contract, episodes = turned("quaternion_wxyz", quaternions)
+    if units:
+        pose = replace(contract.observation["pose"], unit=units)
+        contract = replace(contract, observation={**contract.observation, "pose": pose})
+    episodes = [{**e, "pose": np.roll(e["pose"], 4, axis=1)} for e in episodes]
+    assert serious(found(episodes, contract)) == []
+    episodes[5]["pose"][:, :4] *= 1.2
+    assert only(serious(found(episodes, contract)), "S028").episodes == (5,)
+    episodes[5]["pose"][:, :4] /= 1.2
+    episodes[3]["pose"][20:, :4] *= -1
+    assert "flips its sign" in only(serious(found(episodes, contract)), "S028").message
 
 
 @pytest.mark.parametrize(("kind", "size"), [("rotation_6d", 6), ("matrix", 9), ("axis_angle", 3)])

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from data.dataset import WindowDataset
-from data.location import location
+from data.location import location, remote_files
 from data.store import EpisodeStore, StoreError
 from data.types import Contract, Field, Horizons
 
@@ -156,3 +156,30 @@ def test_the_identity_of_a_foreign_store_elsewhere_changes_with_its_files(tmp_pa
     # Where a location does not tell about its files, nobody can say that it is the same.
     monkeypatch.setattr("data.location._told", lambda place: [])
     assert store.identity() != store.identity()
+
+
+@pytest.mark.parametrize(
+    ("told", "is_known"),
+    [
+        ({"size": 3, "LastModified": "2024-01-01"}, True),
+        ({"size": 3, "ETag": "a"}, True),
+        ({"size": 3, "last-modified": "a"}, True),
+        ({"size": 3, "CRC": 7}, True),
+        ({"size": 3, "mtime": None}, False),
+        ({"size": 3, "type": "file"}, False),
+    ],
+)
+def test_files_of_which_only_the_size_is_told_may_have_changed(monkeypatch, told, is_known):
+    """As a page of links on a web server does."""
+    memory = type(fsspec.filesystem("memory"))
+    files = {"/x/a": {"name": "a", **told}, "/x/b": {"name": "b", "size": 1, "etag": "b"}}
+    monkeypatch.setattr(memory, "find", lambda *_, **__: files)
+    assert (remote_files("memory://x") == remote_files("memory://x")) == is_known
+
+
+def test_a_location_that_cannot_be_listed_may_have_changed(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no such thing here")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", fail)
+    assert remote_files("memory://x") != remote_files("memory://x")

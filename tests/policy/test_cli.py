@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from policy import cli
-from policy.entry import entry, help_text, out_dir, pick_device
+from policy.entry import CONFIGS, entry, out_dir, pick_device
+from policy.help import help_text
 
 
 def run_cli(monkeypatch, *arguments: str) -> int:
@@ -81,7 +82,8 @@ def test_the_exit_status_is_what_the_work_returns(monkeypatch):
 
 
 def test_help_comes_from_the_docstring():
-    assert "Exit status" in help_text("doctor", sys.modules["policy.doctor"].run)
+    run = sys.modules["policy.doctor"].run
+    assert "Exit status" in help_text("doctor", run, configs=CONFIGS)
 
 
 @pytest.mark.parametrize(

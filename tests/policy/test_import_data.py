@@ -62,6 +62,31 @@ def test_a_data_set_becomes_a_store(source, tmp_path, capsys):
     assert f"cadence doctor {store}" in said
 
 
+def test_a_single_episode_is_told_in_the_singular(tmp_path, capsys):
+    source = write_diffusion_policy(tmp_path, episodes(lengths=(1,)))
+    run("format=diffusion_policy", f"src={source}", f"store={tmp_path / 's.zarr'}", *TOLD)
+    said = capsys.readouterr().out
+    assert "replay.zarr: 1 episode\n" in said
+    assert "imported: 1 of 1 episode\n" in said
+    assert "(1 episode, 1 step)" in said
+
+
+def test_a_data_set_that_has_grown_is_topped_up(tmp_path, capsys):
+    made = episodes()
+    store = tmp_path / "store.zarr"
+    for n_made in (2, 3):
+        shutil.rmtree(tmp_path / "replay.zarr", ignore_errors=True)
+        source = write_diffusion_policy(tmp_path, made[:n_made])
+        run("format=diffusion_policy", f"src={source}", f"store={store}", *TOLD)
+    assert "has changed since 2 of its episodes were imported" in capsys.readouterr().out
+    expected = np.concatenate([episode["state"] for episode in made])
+    np.testing.assert_array_equal(EpisodeStore.open(store).read("state"), expected)
+    shutil.rmtree(tmp_path / "replay.zarr")
+    write_diffusion_policy(tmp_path, [*made[1:], made[0]])
+    with pytest.raises(ValueError, match=r"holds number 0 of .*replay.zarr as it is imported no"):
+        run("format=diffusion_policy", f"src={source}", f"store={store}", *TOLD)
+
+
 def test_importing_again_goes_on_where_it_ended(source, tmp_path, capsys):
     store = tmp_path / "store.zarr"
     arguments = ["format=diffusion_policy", f"src={source}", f"store.path={store}", *TOLD]
@@ -170,6 +195,15 @@ def test_if_nothing_can_be_imported_no_store_is_made(tmp_path):
         (["format=diffusion_policy", *TOLD, "to_6d=3"], "to_6d is 3, it must be settings"),
         (["format=diffusion_policy", *TOLD, "to_6d.pose=[1]"], "to_6d names .'pose'."),
         (["format=diffusion_policy", *TOLD, "take=[stat]"], "has no array stat; it has action"),
+        (["format=diffusion_policy", *TOLD, "take=3"], r"take is 3, it must be take=\[ARRAY"),
+        (
+            ["format=diffusion_policy", *TOLD, "fields.state.low=3"],
+            r"fields.state.low is 3, it must be numbers: \[0,1\]",
+        ),
+        (["format=lerobot", "format.tolerance_s=x"], "format.tolerance_s is 'x', it must be a num"),
+        (["format=lerobot", "format.leave_out=3"], r"format.leave_out is 3, it must be a list"),
+        (["format=lerobot", "format.verify=3"], "format.verify is 3, it must be true or false"),
+        (["format=folder", "format.columns=3"], "format.columns is 3, it must be settings"),
         (["format=robomimic"], "is no readable HDF5 file: it is a folder"),
         (["format=dppo"], "is no zip archive"),
         (["format=folder"], "holds no npz or csv files"),
@@ -234,6 +268,25 @@ def test_known_answers_are_those_of_the_store_they_are_of(known):
     name = known.replace("push_t", "push_t_human")
     store = instantiate(compose_config("doctor", [f"store={name}", f"path={PUSH_T}"]).store)
     assert import_data.open_importer(cfg).contract == store.contract
+
+
+def test_help_lists_what_is_imported(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cadence", "--help"])
+    import_data.main()
+    listed = next(line for line in capsys.readouterr().out.splitlines() if "  format=" in line)
+    assert "robomimic" in listed
+    assert "lerobot_v3" not in listed
+
+
+def test_a_crash_of_the_library_is_an_error_with_the_file_and_the_signal(source, tmp_path):
+    """What opens the data set ends its process, as a damaged file may."""
+    arguments = ["format=diffusion_policy", f"src={source}", f"store={tmp_path / 's.zarr'}"]
+    cfg = compose_config("import", free_settings(arguments))
+    OmegaConf.set_struct(cfg, False)
+    cfg.format = {"_target_": "data.importers.samples.os.abort"}
+    with pytest.raises(ValueError, match=rf"{source}: what reads it .* crashed \(SIGABRT\)"):
+        import_data.run(cfg)
+    assert not (tmp_path / "s.zarr").exists()
 
 
 def test_the_command_line(tmp_path):

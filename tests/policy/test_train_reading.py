@@ -1,5 +1,6 @@
 """Training from every place: the same run, and no thread of it left behind."""
 
+import json
 import signal
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ from policy import train
 from policy.checkpoint import load, load_trainer
 from policy.entry import compose_config
 from policy.train import make_absolute
+from policy.trainer import Trainer
 
 CONTRACT = Contract(
     {"camera": Field((12, 12, 3), dtype="uint8"), "state": Field((2,))}, Field((2,)), 0.1
@@ -79,14 +81,14 @@ def test_a_run_is_the_same_from_every_place_bit_for_bit(store, in_memory, tmp_pa
 
 @pytest.mark.parametrize("place", ["cache", "store"])
 def test_an_interrupted_run_goes_on_bit_for_bit(store, in_memory, tmp_path, place, monkeypatch):
-    step = train.Trainer.step
+    step = Trainer.step
 
     def interrupted(trainer, batch, scale):
         step(trainer, batch, scale)
         if trainer.step_count == 7:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(train.Trainer, "step", interrupted)
+    monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trained(store, tmp_path / "run", *READING[place])
     assert no_threads()
@@ -141,3 +143,16 @@ def test_a_store_elsewhere_is_found_from_any_folder():
     make_absolute(several)
     assert one.path == place
     assert several.paths == [place, str(Path.cwd() / "a b/store.zarr"), "/c"]
+
+
+def test_a_large_store_is_read_for_its_digest_once(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("data.content_digest.NOTED_BYTES", 1)
+    out = tmp_path / "run"
+    trained(store, out, "steps=2")
+    assert "checking the store: " in capsys.readouterr().out
+    (note,) = (tmp_path / "run_cache" / "digests").iterdir()
+    assert load(out).store_digest == EpisodeStore.open(store).digest()
+    assert json.loads(note.read_text())["digest"] == load(out).store_digest
+    capsys.readouterr()
+    train.run(compose_config("train", [f"resume={out}"]))
+    assert "checking the store: " not in capsys.readouterr().out

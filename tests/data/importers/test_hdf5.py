@@ -120,6 +120,24 @@ def test_dtypes_that_are_no_numbers(path, values, complaint):
         spec_of(dataset(file, "odd", path=path), path=path)
 
 
+def test_numbers_laid_out_as_those_of_no_machine_are_refused(path):
+    """A bit of the exponents' bias flipped: the library would read every number doubled."""
+    odd = h5py.h5t.IEEE_F32LE.copy()
+    odd.set_ebias(126)
+    plain = {"half": "f2", "single": "f4", "double": "f8", "byte": "u1", "long": "i8", "flag": "?"}
+    with h5py.File(path, "a") as file:
+        h5py.h5d.create(file.id, b"odd", odd, h5py.h5s.create_simple((3,))).write(
+            h5py.h5s.ALL, h5py.h5s.ALL, np.ones(3)
+        )
+        for name, dtype in plain.items():
+            file[name] = np.ones(3, dtype)
+    with open_hdf5(path) as file:
+        for name, dtype in plain.items():
+            assert rows(dataset(file, name, path=path), 0, 3, path=path).dtype == dtype
+        with pytest.raises(ImporterError, match=r"/odd holds numbers laid out as those of no mach"):
+            dataset(file, "odd", path=path)
+
+
 def test_groups_and_arrays_are_told_apart(path):
     assert "is a group, it must be an array" in refused(path, "group")
     assert "/nothing is missing; there are group" in refused(path, "nothing")

@@ -108,10 +108,81 @@ def test_if_no_episode_is_good_no_store_is_made(path, tmp_path):
 
 def test_another_source_is_refused(path, tmp_path):
     take_in(Given(tmp_path / "src", interrupt=2), path)
-    (tmp_path / "src").write_text("changed")
-    with pytest.raises(StoreError, match=r"holds src .*, this is src .*: import into another"):
-        take_in(Given(tmp_path / "src"), path)
+    with pytest.raises(StoreError, match=r"holds src .*, this is other .*: import into another"):
+        take_in(Given(tmp_path / "other"), path)
     assert numbers(path) == [0, 1]
+
+
+def grown(home: Path, **settings: object) -> Given:
+    """The data set, changed since it was imported."""
+    importer = Given(home / "src", **settings)  # pyright: ignore[reportArgumentType]
+    importer.path.write_text("grown")
+    return importer
+
+
+def test_a_source_that_has_grown_is_topped_up(path, tmp_path):
+    first, said = Given(tmp_path / "src", ends=3), []
+    first.n_episodes = 3
+    assert take_in(first, path, say=said.append).n_added == 3
+    assert not said
+    importer = grown(tmp_path)
+    outcome = take_in(importer, path, say=said.append)
+    assert (outcome.n_there, outcome.n_added) == (3, 2)
+    assert importer.read == [0, 1, 2, 3, 4]  # All that is there is read again.
+    assert "src has changed since 3 of its episodes were imported" in said[0]
+    assert numbers(path) == [0, 1, 2, 3, 4]
+    sources = [entry["source"] for entry in EpisodeStore.open(path).episode_metadata]
+    assert len(set(sources[:3])) == len(set(sources[3:])) == 1
+    assert sources[0] != sources[4] == identity(tmp_path / "src")
+    # That it is the same was seen; it is not read again.
+    importer = grown(tmp_path)
+    assert take_in(importer, path, say=said.append).n_added == 0
+    assert (importer.read, len(said)) == ([4], 1)
+
+
+def test_a_source_whose_beginning_has_changed_is_refused_by_name(path, tmp_path):
+    take_in(Given(tmp_path / "src", interrupt=3), path)
+
+    class Inserted(Given):
+        def episodes(self, first: int = 0) -> Iterator[ImportedEpisode]:
+            for number, episode in enumerate(super().episodes(first), start=first):
+                if number == 1:
+                    episode.fields["action"][0] += 1
+                yield episode
+
+    importer = Inserted(tmp_path / "src")
+    importer.path.write_text("changed")
+    with pytest.raises(
+        StoreError, match=r"holds number 1 of .*src .*its state, action would be another"
+    ):
+        take_in(importer, path)
+    fewer = grown(tmp_path)
+    fewer.n_episodes = 2
+    with pytest.raises(StoreError, match=r"holds number 2 of .*src .*the last is number 1"):
+        take_in(fewer, path)
+    assert numbers(path) == [0, 1, 2]
+
+
+def test_of_a_changed_source_every_picture_is_compared(path, tmp_path):
+    class Camera(Given):
+        contract = Contract({"camera": Field((8, 8, 3), "uint8")}, Field((1,), unit="m"), 0.1)
+        grey = 100
+
+        def episodes(self, first: int = 0) -> Iterator[ImportedEpisode]:
+            for episode in super().episodes(first):
+                action = np.repeat(episode.fields["action"], 3)[:, None]
+                camera = np.full((len(action), 8, 8, 3), 100, np.uint8)
+                camera[1] = self.grey
+                yield ImportedEpisode({"camera": camera, "action": action}, episode.metadata)
+
+    take_in(Camera(tmp_path / "src", interrupt=2), path, codec=Jpeg(50))
+    other = Camera(tmp_path / "src")
+    other.path.write_text("changed")
+    other.grey = 140
+    with pytest.raises(StoreError, match="its camera would be another now"):
+        take_in(other, path)
+    other.grey = 100
+    assert take_in(other, path).n_added == 3
 
 
 def test_other_settings_of_the_same_source_are_refused(path, tmp_path):
@@ -123,7 +194,7 @@ def test_other_settings_of_the_same_source_are_refused(path, tmp_path):
         take_in(Given(tmp_path / "src", shift=0.5), path)
     fewer = Given(tmp_path / "src")
     fewer.n_episodes = 1
-    with pytest.raises(StoreError, match="there are only 1 episodes now"):
+    with pytest.raises(StoreError, match="the last is number 0"):
         take_in(fewer, path)
     assert numbers(path) == [0, 1]
     # Another library may round otherwise.

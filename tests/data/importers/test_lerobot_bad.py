@@ -334,6 +334,33 @@ def test_numbers_are_believed_where_the_statistics_are_not(tmp_path):
     assert episode.fields["action"][3].tolist() == [99.0, 1.0]
 
 
+def test_a_feature_whose_name_was_garbled_must_be_in_the_table(tmp_path):
+    path = copied(tmp_path, "lerobot_v3_images")
+    key = "observation.images.top"
+    change_info(path, lambda info: info["features"].update(garbled=info["features"].pop(key)))
+    refused(path, r"lacks the columns \['garbled'\] that info.json lists: .*verify=false")
+    episode = next(LeRobot(path, fields=TOLD, verify=False).episodes())
+    assert set(episode.fields) == {"state", "action"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("lerobot_v21_images", "observation.images.top"),
+        ("lerobot_v21_video", "observation.images.top"),
+        ("lerobot_v3_images", "observation.images.top"),
+        ("lerobot_v3_video", "observation.images.top"),
+        ("lerobot_v3_state", "next.reward"),
+    ],
+)
+def test_a_feature_that_has_statistics_must_be_listed(tmp_path, kind, key):
+    path = copied(tmp_path, kind)
+    change_info(path, lambda info: info["features"].pop(key))
+    refused(path, rf"has statistics of {key}, which .*info.json does not list: .*verify=false")
+    episode = next(LeRobot(path, fields=TOLD, verify=False).episodes())
+    assert set(episode.fields) == {"state", "action"}
+
+
 @pytest.mark.parametrize(
     "said", ["text", [None, None], [[1.0], [2.0]], [float("inf"), 0.0], None, [10**400, 0]]
 )

@@ -9,18 +9,28 @@ import sys
 import make_lerobot_files as truth
 import pytest
 
-from data.fuzz import FuzzReport
 from data.importers import lerobot_fuzz
-from data.importers.lerobot_fuzz import content, exported, fuzz_data_set, is_same, told_of
+from data.importers.apart import Reader
+from data.importers.lerobot_fuzz import (
+    DataSetReport,
+    content,
+    exported,
+    fuzz_data_set,
+    is_same,
+    told_of,
+    unnoticed,
+)
 
 N = 80
 
 
-def check(report: FuzzReport) -> None:
+def check(found: DataSetReport) -> None:
+    report = found.report
     assert report.is_clean, report
-    assert report.n == N
+    assert report.n + found.undetectable.total() == N
     assert report.refused > N / 2
     assert report.right > 0
+    assert found.causes.total() == report.refused
 
 
 @pytest.mark.parametrize(
@@ -38,19 +48,53 @@ def test_what_we_wrote(images):
 
 def test_other_numbers_are_told_apart():
     path = truth.FILES / "lerobot_v3_state"
-    told = told_of(path)
-    whole, changed = content(path, told), content(path, told)
-    assert is_same(whole, content(truth.FILES / "lerobot_v21_state", told))
+    told, reader = told_of(path), Reader()
+    whole, changed, rounded = (content(path, told, reader) for _ in range(3))
+    assert is_same(whole, content(truth.FILES / "lerobot_v21_state", told, reader))
+    reader.stop()
+    assert unnoticed(whole, rounded) == ""
+    rounded[1][1].fields["action"][2, 0] *= 1 + 2**-22
+    assert not is_same(rounded, whole)
+    assert unnoticed(whole, rounded) == "within rounding"
+    assert unnoticed(whole, (whole[0], whole[1][:2])) == ""
+    rounded[1][0].fields["state"][0, 0] += 1  # Besides, something that is noticed.
+    assert unnoticed(whole, rounded) == ""
     changed[1][1].fields["action"][2, 0] += 1
     assert not is_same(changed, whole)
+    assert unnoticed(whole, changed) == ""
+
+
+def test_a_picture_of_another_step_is_told_from_one_of_none():
+    path, reader = truth.FILES / "lerobot_v21_images", Reader()
+    whole, changed = (content(path, told_of(path), reader) for _ in range(2))
+    reader.stop()
+    pictures = changed[1][0].fields["top"]
+    pictures[3] = pictures[1]
+    assert unnoticed(whole, changed) == "picture of another step"
+    pictures[3] = 7
+    assert unnoticed(whole, changed) == ""
+    assert unnoticed(whole, changed, ["top"]) == "frames of a video"
+    changed[1][1].fields["state"][0] += 1
+    assert unnoticed(whole, changed, ["top"]) == ""
     assert not is_same((whole[0], whole[1][:2]), whole)
 
 
 def test_the_command_says_what_became_of_each(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fuzz", "--n", "2"])
-    lerobot_fuzz.main()
+    assert run() == 0
     assert capsys.readouterr().out.count("2 corruptions:") == len(lerobot_fuzz.EXPORTED)
     path = str(truth.FILES / "lerobot_v3_state")
     monkeypatch.setattr(sys, "argv", ["fuzz", "--n", "2", path])
-    lerobot_fuzz.main()
+    assert run() == 0
     assert f"{path}: 2 corruptions:" in capsys.readouterr().out
+    monkeypatch.setattr(lerobot_fuzz, "is_same", lambda a, b: False)
+    monkeypatch.setattr(lerobot_fuzz, "unnoticed", lambda *contents: "")
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--n", "9", path])
+    assert run() == 1
+    assert "read wrong" in capsys.readouterr().out
+
+
+def run() -> int:
+    with pytest.raises(SystemExit) as end:
+        lerobot_fuzz.main()
+    return int(end.value.code or 0)

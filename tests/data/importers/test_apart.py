@@ -1,0 +1,332 @@
+"""Data sets read in another process: what comes back, crashes, interruptions, and its end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.importers.apart import Apart, FromReader, Reader
+from data.importers.importer import ImportedEpisode, ImporterError
+from data.importers.intake import take_in
+from data.importers.samples import SAMPLES, episodes
+from data.store import EpisodeStore
+from data.types import Contract, ContractError, Field
+
+CONTRACT = Contract({"state": Field((1,), unit="m")}, Field((1,), unit="m"), 0.1)
+N = 5
+
+
+class Given:
+    """Episodes whose numbers are theirs; at one of them something happens."""
+
+    n_episodes = N
+    contract = CONTRACT
+
+    def __init__(self, path: Path, *, at: int = -1, what: str = "", on_opening: str = ""):
+        self.path, self.at, self.what = Path(path), at, what
+        self.left_out = {"pose": "not taken"}
+        happen(on_opening)
+
+    def episodes(self, first: int = 0) -> Iterator[ImportedEpisode]:
+        for number in range(first, N):
+            if number == self.at:
+                happen(self.what)
+            values = np.full((number + 1, 1), number, np.float32)
+            yield ImportedEpisode(
+                {"state": values, "action": values}, {"name": f"e{number}", "pid": os.getpid()}
+            )
+
+
+def happen(what: str) -> None:
+    """Do what a test is about, in the process that reads."""
+    errors = {
+        "importer": ImporterError("it is broken"),
+        "contract": ContractError("please give fields.action.unit=..."),
+        "missing": ModuleNotFoundError("needs h5py: pip install h5py"),
+        "file": PermissionError(13, "Permission denied", "x.hdf5"),
+        "fault": KeyError("a fault of ours"),
+    }
+    if what in errors:
+        try:
+            {}["nothing"]  # What came first.
+        except KeyError as error:
+            raise errors[what] from error
+    if what.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, what))
+    if what == "exit":
+        os._exit(3)
+    if what == "hang":
+        signal.pause()
+    if what == "wait":
+        time.sleep(2)
+    if what == "loop":
+        re.match("(a*)*b", "a" * 60)  # It looks at 2**60 ways, and at no signal.
+    if what == "print":
+        print("noise of a library", flush=True)
+        os.write(1, b"and of one in C\n")
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Reader]:
+    """One process for the tests that do not end it."""
+    made = Reader()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "src").write_text("a data set")
+    return tmp_path / "src"
+
+
+def apart(path: Path, reader: Reader | None = None, **settings: object) -> Apart:
+    return Apart(partial(Given, path, **settings), path, reader=reader)  # pyright: ignore[reportArgumentType]
+
+
+def numbers(given: Iterator[ImportedEpisode]) -> list[int]:
+    """Numbers of episodes by their name, their values and their length, which must agree."""
+    found = []
+    for episode in given:
+        values = episode.fields["action"]
+        assert values.dtype == np.float32
+        assert episode.metadata["name"] == f"e{values[0, 0]:.0f}"
+        assert (values == len(values) - 1).all()
+        found.append(len(values) - 1)
+    return found
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.filterwarnings("ignore")
+def test_every_format_reads_apart_as_it_does_here(name, tmp_path, reader):
+    source = SAMPLES[name].write(tmp_path, episodes())
+    here = SAMPLES[name].open(source)
+    there = Apart(partial(SAMPLES[name].open, source), source, reader=reader)
+    assert (there.contract, there.n_episodes) == (here.contract, here.n_episodes)
+    assert there.path == here.path
+    for mine, theirs in zip(here.episodes(1), there.episodes(1), strict=True):
+        assert mine.metadata == theirs.metadata
+        assert list(mine.fields) == list(theirs.fields)
+        for key, values in mine.fields.items():
+            np.testing.assert_array_equal(values, theirs.fields[key], strict=True)
+
+
+def test_episodes_are_read_in_one_other_process(path, reader):
+    given = apart(path, reader)
+    assert given.left_out == {"pose": "not taken"}
+    processes = {episode.metadata["pid"] for episode in given.episodes()}
+    assert len(processes) == 1
+    assert os.getpid() not in processes
+    assert numbers(given.episodes()) == [0, 1, 2, 3, 4]
+    assert numbers(given.episodes(3)) == [3, 4]
+    assert numbers(given.episodes(N)) == []
+
+
+def test_iterations_take_turns(path, reader):
+    one, other = apart(path, reader), apart(path, reader)
+    first, second, third = one.episodes(), one.episodes(2), other.episodes(1)
+    taken = [next(each) for each in (first, second, third, first, third, second, first)]
+    assert numbers(iter(taken)) == [0, 2, 1, 1, 2, 3, 2]
+    assert numbers(first) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "message"),
+    [
+        ("importer", ImporterError, "^it is broken$"),
+        ("contract", ContractError, "please give fields.action.unit"),
+        ("missing", ImportError, "needs h5py: pip install h5py"),
+        ("file", OSError, "Permission denied: 'x.hdf5'"),
+        ("fault", RuntimeError, "KeyError: a fault of ours"),
+    ],
+)
+def test_errors_are_passed_on_as_themselves_with_what_came_first(path, reader, what, kind, message):
+    with pytest.raises(kind, match=message) as opening:
+        apart(path, reader, on_opening=what)
+    reading = apart(path, reader, at=1, what=what).episodes()
+    assert next(reading).metadata["name"] == "e0"
+    with pytest.raises(kind, match=message) as later:
+        next(reading)
+    for caught in (opening, later):
+        cause = caught.value.__cause__
+        assert isinstance(cause, FromReader)
+        assert cause.origin == "KeyError in test_apart"
+        assert "line" in str(cause)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("SIGSEGV", r"it crashed \(SIGSEGV\); the file is damaged, fetch it again"),
+        ("SIGABRT", r"it crashed \(SIGABRT\); the file is damaged"),
+        ("SIGKILL", r"it was killed \(SIGKILL\); try again, with more free memory"),
+        ("exit", r"exit status 3; fetch the file again"),
+    ],
+)
+def test_a_crash_is_an_error_that_names_file_signal_and_fix(path, what, said):
+    with pytest.raises(
+        ImporterError, match=f"{path}: what reads it has ended at opening it: {said}"
+    ):
+        apart(path, on_opening=what)
+    given = apart(path, at=2, what=what)
+    with pytest.raises(ImporterError, match=f"{path}: .* at episode 2: {said}"):
+        numbers(given.episodes())
+    assert numbers(given.episodes(3)) == [3, 4]  # by a new process
+    given.close()
+
+
+def test_a_crash_leaves_out_one_episode(path, tmp_path):
+    crashing = apart(path, at=2, what="SIGSEGV")
+    outcome = take_in(crashing, tmp_path / "store.zarr", leave_out_bad=True)
+    assert (outcome.n_added, len(outcome.left_out)) == (4, 1)
+    assert "SIGSEGV" in outcome.left_out[0]
+    with pytest.raises(ImporterError, match=r"SIGSEGV.*\(bad=leave_out"):
+        take_in(crashing, tmp_path / "store.zarr")
+    assert take_in(apart(path), tmp_path / "store.zarr").n_added == 1
+    stored = [
+        entry["source_number"]
+        for entry in EpisodeStore.open(tmp_path / "store.zarr").episode_metadata
+    ]
+    assert stored == [0, 1, 3, 4, 2]
+
+
+def test_a_real_crash_of_a_library(path):
+    """Memory is touched that is nobody's, which Python cannot catch."""
+    code = "import ctypes; ctypes.string_at(0)"
+    with pytest.raises(ImporterError, match="SIGSEGV"):
+        Apart(partial(exec, code), path)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_loop_that_python_cannot_end_is_ended(path):
+    impatient = Reader(patience=1.5)
+    given = apart(path, impatient, at=1, what="loop")
+    reading = given.episodes()
+    next(reading)
+    said = r"it computed for 1.5 s and got nowhere \(SIGPROF\); the file is damaged"
+    with pytest.raises(ImporterError, match=f"at episode 1: {said}"):
+        next(reading)
+    assert numbers(given.episodes(2)) == [2, 3, 4]
+    impatient.stop()
+
+
+def test_waiting_is_no_computing(path):
+    impatient = Reader(patience=1.5)
+    assert numbers(apart(path, impatient, at=1, what="wait").episodes()) == [0, 1, 2, 3, 4]
+    impatient.stop()
+
+
+def test_interrupting_the_wait_ends_the_process(path):
+    given = apart(path, at=1, what="hang")
+    reading = given.episodes()
+    process = next(reading).metadata["pid"]
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            next(reading)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert not is_alive(process)
+    assert numbers(given.episodes(2)) == [2, 3, 4]
+
+
+def is_alive(process: object) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split(") ")[1][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_process_ends_with_who_reads(path):
+    given = apart(path)
+    process = next(given.episodes()).metadata["pid"]
+    assert is_alive(process)
+    del given
+    assert not is_alive(process)
+
+
+def test_the_process_ends_with_its_parent_even_if_that_is_killed(path):
+    code = f"""
+        import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}
+        from pathlib import Path
+        import test_apart
+        given = test_apart.apart(Path({str(path)!r}))
+        print(next(given.episodes()).metadata["pid"], flush=True)
+        input()
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).resolve().parents[3],
+    )
+    assert parent.stdout is not None
+    process = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while is_alive(process) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(process)
+
+
+def test_ctrl_c_at_the_terminal_is_not_for_the_process(path, reader):
+    process = next(apart(path, reader).episodes()).metadata["pid"]
+    assert isinstance(process, int)
+    assert os.getpgid(process) != os.getpgid(0)
+
+
+def test_what_a_library_prints_does_not_get_among_the_answers(path, capfd):
+    given = apart(path, at=1, what="print", on_opening="print")
+    assert numbers(given.episodes()) == [0, 1, 2, 3, 4]
+    given.close()
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("noise of a library") == 2
+
+
+def test_large_and_empty_arrays_come_whole(path, reader):
+    given = Apart(partial(Large, path), path, reader=reader)
+    (episode,) = given.episodes()
+    assert episode.fields["empty"].shape == (0, 3)
+    np.testing.assert_array_equal(episode.fields["large"], Large.values(), strict=True)
+    assert episode.fields["large"].flags.c_contiguous
+
+
+class Large(Given):
+    """An episode of more than the pipe holds, in an order that memory does not have."""
+
+    n_episodes = 1
+
+    @staticmethod
+    def values() -> np.ndarray:
+        return np.arange(3 * 2**20, dtype=np.int64).reshape(3, -1).T
+
+    def episodes(self, first: int = 0) -> Iterator[ImportedEpisode]:
+        yield ImportedEpisode({"large": self.values(), "empty": np.zeros((0, 3))}, {})
+
+
+def test_warnings_are_as_in_this_process(path, capfd, monkeypatch):
+    def warned(options: list[str]) -> bool:
+        monkeypatch.setattr(sys, "warnoptions", options)
+        with pytest.raises(RuntimeError):
+            Apart(partial(warnings.warn, "look out"), path)  # pyright: ignore[reportArgumentType]
+        return "look out" in capfd.readouterr().err
+
+    assert warned([])
+    assert not warned(["ignore"])
