@@ -80,3 +80,33 @@ class ByLevel(nn.Module):
         if at is not None:
             return at(c_noise)
         return lambda x, cond: net(x, c_noise.expand(len(x), -1), cond)
+
+    def lowered(self, weights: str) -> Self:
+        """The same with frozen copies that are fast for few rows, of the networks that have them.
+
+        Args:
+            weights: of the copies, such as "fp32", "bf16" or "int8".
+
+        Raises:
+            ValueError: a network has no such form, and its weights are fp32.
+        """
+        return type(self).of(
+            _lowered(self.low, weights), _lowered(self.high, weights), limit=self.limit
+        )
+
+    @property
+    def operators(self) -> dict:
+        """Operators of the networks -> functions that do the same with less ado."""
+        return {**getattr(self.low, "operators", {}), **getattr(self.high, "operators", {})}
+
+
+def _lowered(net: nn.Module, weights: str) -> nn.Module:
+    make = getattr(net, "lowered", None)
+    if make is not None:
+        return make(weights)
+    if weights == "fp32":
+        return net
+    raise ValueError(
+        f"weights={weights} needs a network with lowered(weights), {type(net).__name__} has none: "
+        f"use weights=fp32"
+    )

@@ -19,7 +19,7 @@ Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` channels
 `E` noise embedding size, `L` positions at one level of the U-Net.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -27,6 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from policy.nets.noise_embed import NoiseEmbed, make_activation
+
+# A part at given noise levels: features [B, C, L] from features [B, C_in, L] and cond [B, C].
+BoundPart = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_divisible(pred_horizon: int, n_levels: int) -> None:
@@ -59,6 +62,16 @@ class FiLM(nn.Module):
         film = self.noise(noise) + self.cond(cond)[:, None]  # [B, L, 2 C]
         scale, shift = film.transpose(1, 2).contiguous().chunk(2, dim=1)
         return torch.addcmul(shift, scale, h)
+
+    def at(self, noise: Tensor) -> BoundPart:
+        """The same at noise [1, L, E], of which the part is computed once."""
+        of_noise = self.noise(noise).transpose(1, 2).contiguous()  # [1, 2 C, L]
+
+        def film(h: Tensor, cond: Tensor) -> Tensor:
+            scale, shift = (of_noise + self.cond(cond)[..., None]).chunk(2, dim=1)
+            return torch.addcmul(shift, scale, h)
+
+        return film
 
 
 class ConvBlock(nn.Sequential):
@@ -101,6 +114,11 @@ class ResidualBlock(nn.Module):
         """Features [B, C_out, L] from features [B, C_in, L], noise [B, L, E], cond [B, C]."""
         return self.second(self.film(self.first(h), noise, cond)) + self.skip(h)
 
+    def at(self, noise: Tensor) -> BoundPart:
+        """The same at noise [1, L, E]."""
+        film = self.film.at(noise)
+        return lambda h, cond: self.second(film(self.first(h), cond)) + self.skip(h)
+
 
 class ResidualPair(nn.Module):
     """Two residual blocks, of which the first changes the number of channels."""
@@ -113,6 +131,11 @@ class ResidualPair(nn.Module):
     def forward(self, h: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
         """Features [B, C_out, L] from features [B, C_in, L], noise [B, L, E], cond [B, C]."""
         return self.second(self.first(h, noise, cond), noise, cond)
+
+    def at(self, noise: Tensor) -> BoundPart:
+        """The same at noise [1, L, E]."""
+        first, second = self.first.at(noise), self.second.at(noise)
+        return lambda h, cond: second(first(h, cond), cond)
 
 
 class UNet1d(nn.Module):
@@ -165,6 +188,7 @@ class UNet1d(nn.Module):
             n_groups=n_groups,
             activation=activation,
         )
+        self.pred_horizon = pred_horizon
         first, deepest = channels[0], channels[-1]
         levels = list(pairwise(channels))
         self.activate = make_activation(activation)
@@ -199,19 +223,66 @@ class UNet1d(nn.Module):
             [B, Tp, Da].
         """
         noise = self._noise_per_level(c_noise)
+        parts = [partial(_at, pair, noise[level]) for pair, level in self.pairs()]
+        return self._through(parts, x, cond)
+
+    def at(self, c_noise: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network f(x [B, Tp, Da], cond [B, C]) at given levels.
+
+        What depends on the levels alone is computed once.
+
+        Args:
+            c_noise: [Tp], the same in all samples.
+        """
+        noise = self._noise_per_level(c_noise[None])
+        parts = [pair.at(noise[level]) for pair, level in self.pairs()]
+        return partial(self._through, parts)
+
+    def lowered(self, weights: str = "fp32") -> nn.Module:
+        """A frozen copy that is fast for few samples on a CPU, for calls without gradients.
+
+        Args:
+            weights: of the convolutions, "fp32", "bf16" or "int8".
+
+        Raises:
+            ValueError: there are no such weights.
+            policy.nets.compiled.CompileError: there is no C++ compiler that works.
+        """
+        from policy.nets.unet1d_lowered import LoweredUNet1d
+
+        return LoweredUNet1d(self, weights=weights)
+
+    def training_form(self) -> nn.Module:
+        """The same function of the same parameters, in a form that a CPU trains faster.
+
+        Raises:
+            policy.nets.compiled.CompileError: there is no C++ compiler that works.
+        """
+        from policy.nets.unet1d_training import TrainingUNet1d
+
+        return TrainingUNet1d(self)
+
+    def pairs(self) -> list[tuple[ResidualPair, int]]:
+        """All pairs in the order of a call, each with its level: 0 has all positions."""
+        deepest = len(self.down) - 1
+        levels = [*range(deepest + 1), deepest, *range(deepest, 0, -1)]
+        pairs: list[ResidualPair] = [*self.down, self.middle, *self.up]  # pyright: ignore
+        return list(zip(pairs, levels, strict=True))
+
+    def _through(self, parts: Sequence[BoundPart], x: Tensor, cond: Tensor) -> Tensor:
+        """Raw prediction [B, Tp, Da] by the pairs at their noise levels."""
+        down, (middle, *up) = parts[: len(self.down)], parts[len(self.down) :]
         cond = self.activate(cond)
         h = x.transpose(1, 2)  # [B, Da, Tp]
         skips = []
-        for level, pair in enumerate(self.down):
-            h = pair(h, noise[level], cond)
+        for level, pair in enumerate(down):
+            h = pair(h, cond)
             skips.append(h)
             if level < len(self.downsample):
                 h = self.downsample[level](h)
-        h = self.middle(h, noise[-1], cond)
-        for pair, upsample in zip(self.up, self.upsample, strict=True):
-            level = len(skips) - 1
-            h = torch.cat([h, skips.pop()], dim=1)
-            h = upsample(pair(h, noise[level], cond))
+        h = middle(h, cond)
+        for pair, upsample in zip(up, self.upsample, strict=True):
+            h = upsample(pair(torch.cat([h, skips.pop()], dim=1), cond))
         return self.out(self.last(h)).transpose(1, 2)
 
     def _noise_per_level(self, c_noise: Tensor) -> list[Tensor]:
@@ -220,3 +291,8 @@ class UNet1d(nn.Module):
         for _ in self.downsample:
             levels.append(levels[-1].unflatten(1, (-1, 2)).mean(dim=2))
         return [self.activate(level) for level in levels]
+
+
+def _at(pair: ResidualPair, noise: Tensor, h: Tensor, cond: Tensor) -> Tensor:
+    """A pair at noise [B, L, E], of which nothing is kept for other calls."""
+    return pair(h, noise, cond)

@@ -102,6 +102,12 @@ def test_position_of_a_level_sees_the_mean_of_its_actions(net):
         torch.testing.assert_close(features, F.silu(groups.mean(dim=2)))
 
 
+def test_at_given_levels_it_is_the_same_network(net):
+    x, c_noise, cond = inputs(batch=3)
+    expected = net(x, c_noise[:1].expand(3, -1), cond)
+    torch.testing.assert_close(net.at(c_noise[0])(x, cond), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_samples_do_not_influence_each_other(net):
     x, c_noise, cond = inputs(batch=3)
     together = net(x, c_noise, cond)
