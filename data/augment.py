@@ -187,8 +187,9 @@ class SignedPermutation:
     def __call__(self, x: Tensor) -> Tensor:
         """The image of x [..., n]."""
         assert x.shape[-1] == len(self.source)
-        index = torch.tensor(list(self.source), device=x.device)
-        return x[..., index] * x.new_tensor(list(self.sign)) + x.new_tensor(list(self.offset))
+        # Element by element, since a GPU would be waited for to bring it tensors made here.
+        elements = zip(self.source, self.sign, self.offset, strict=True)
+        return torch.stack([x[..., i] * sign + offset for i, sign, offset in elements], dim=-1)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,9 @@ class WindowDataset:
 
     def _gathered(self, indices: Tensor, generator: torch.Generator | None) -> Batch:
         """A batch where the fields are."""
-        windows = self._table.select(indices.to(self._home))
+        if self._home.type == "cuda" and indices.device == HOST:
+            indices = indices.pin_memory()  # is copied without waiting
+        windows = self._table.select(indices.to(self._home, non_blocking=True))
         observed = observed_rows(windows, self.horizons.obs)
         acted, is_pad = action_rows(windows, self.horizons.pred, past=self.horizons.past)
         observation = {

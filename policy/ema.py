@@ -9,11 +9,11 @@ are those of the model.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -22,7 +22,7 @@ class EMA(Generic[M]):
     """A shadow of a model that follows its weights.
 
     Args:
-        model: the model to follow; copied.
+        model: the model to follow; copied. Its modules have to stay the same.
         power: exponent of the schedule.
         max_decay: cap of the decay.
 
@@ -38,6 +38,7 @@ class EMA(Generic[M]):
         self.power, self.max_decay = power, max_decay
         self.step_count = 0
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self._shadow, self._model, self._followed = _parts(self.module), model, _parts(model)
 
     def decay(self, step: int) -> float:
         """Share of the old average that update number `step` keeps; 0 in the first."""
@@ -46,12 +47,14 @@ class EMA(Generic[M]):
     @torch.no_grad()
     def update(self, model: M) -> None:
         """Follow the model's weights by one step."""
-        shadow, weights = list(self.module.parameters()), list(model.parameters())
+        # Looking through the modules takes as long as all the rest.
+        followed = self._followed if model is self._model else _parts(model)
         # One fused call for all tensors; torch.optim uses these operations too.
-        torch._foreach_lerp_(shadow, weights, 1 - self.decay(self.step_count))  # pyright: ignore
-        buffers = list(model.buffers())
+        share = 1 - self.decay(self.step_count)
+        torch._foreach_lerp_(self._shadow[0], followed[0], share)  # pyright: ignore
+        buffers, others = _tensors(self._shadow[1]), _tensors(followed[1])
         if buffers:
-            torch._foreach_copy_(list(self.module.buffers()), buffers)  # pyright: ignore
+            torch._foreach_copy_(buffers, others)  # pyright: ignore
         self.step_count += 1
 
     def state_dict(self) -> dict[str, object]:
@@ -62,3 +65,17 @@ class EMA(Generic[M]):
         """Go on from the state of `state_dict`."""
         self.module.load_state_dict(state["module"])
         self.step_count = int(state["step_count"])
+
+
+# The parameters of a module, and where its buffers are: moving a module makes new ones.
+Parts = tuple[list[Tensor], list[tuple[nn.Module, str]]]
+
+
+def _parts(module: nn.Module) -> Parts:
+    places = [(part, name) for part in module.modules() for name in part._buffers]
+    return list(module.parameters()), places
+
+
+def _tensors(places: Sequence[tuple[nn.Module, str]]) -> list[Tensor]:
+    tensors = (part._buffers[name] for part, name in places)
+    return [tensor for tensor in tensors if tensor is not None]

@@ -32,7 +32,7 @@ from policy.finetune_loop import fit
 from policy.finetune_run import Run, prepare
 from policy.finetune_state import FINETUNE, TRAINING
 from policy.guard import Verdict
-from policy.rl.ranks import Ranks, join
+from policy.ranks import Ranks, join
 from policy.train import refuse_occupied, refuse_settings_beside_resume
 
 COLLAPSED = 3  # exit status

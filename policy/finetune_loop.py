@@ -11,7 +11,7 @@ from policy.budget import learning_rate_scale
 from policy.finetune_evaluation import Measured
 from policy.finetune_run import Run
 from policy.guard import Verdict
-from policy.interruption import Interruption
+from policy.interruption import ECHO, Interruption
 from policy.metrics import MetricsWriter
 from policy.progress import progress_bar
 from policy.rl.rollout import Rollout, Tally, collect
@@ -28,7 +28,7 @@ def fit(run: Run) -> Verdict:
     with (
         MetricsWriter(folder / "metrics.jsonl") as metrics,
         MetricsWriter(folder / "timing.jsonl") as timing,
-        Interruption() as interruption,
+        Interruption(echo=ECHO if run.ranks.size > 1 else 0.0) as interruption,
         progress_bar(unit="step", initial=run.env_steps, is_hidden=not run.is_first_rank) as bar,
     ):
         metrics.truncate_after(run.iteration)

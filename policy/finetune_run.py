@@ -19,11 +19,11 @@ from policy.finetune_evaluation import Evaluation
 from policy.finetune_state import TRAINING, Policies, config_of, save_policy
 from policy.guard import Guard
 from policy.model import DiffusionPolicy
+from policy.ranks import Ranks
 from policy.rl.actor_update import ActorUpdate
 from policy.rl.behaviour import Behaviour, encode
 from policy.rl.chain import Kernel
 from policy.rl.critic_update import CriticUpdate
-from policy.rl.ranks import Ranks
 from policy.rl.returns import Advantage
 from policy.rl.slots import Slots
 from policy.rl.update import Learner

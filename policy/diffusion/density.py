@@ -46,7 +46,7 @@ class LogUniform(Range):
     def __call__(self, u: Tensor) -> Tensor:
         """Sigma at quantiles u."""
         return torch.lerp(
-            u.new_tensor(math.log(self.sigma_min)), u.new_tensor(math.log(self.sigma_max)), u
+            u.new_full((), math.log(self.sigma_min)), u.new_full((), math.log(self.sigma_max)), u
         ).exp()
 
 

@@ -10,7 +10,7 @@ Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` conditio
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,54 @@ from policy.diffusion.weight import Weight, raw_output
 Corruption = Callable[[int, int, torch.Generator], Tensor]
 # (x [B, Tp, Da], sigma [B, Tp], cond [B, C]) -> x0_hat [B, Tp, Da]
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Chunks with the noise that a step gives them; all of its chance, and nothing of a network.
+
+    Args:
+        x0: [B, Tp, Da] clean chunks in the network's scale.
+        x: [B, Tp, Da] noisy ones.
+        sigma: [B, Tp] their levels.
+        weight: [B, Tp] of the squared error; 0 where it does not count.
+        count: how many actions count in the batch that the loss is a mean of, a scalar.
+        size: B of that batch.
+    """
+
+    x0: Tensor
+    x: Tensor
+    sigma: Tensor
+    weight: Tensor
+    count: Tensor
+    size: int
+
+    def part(self, rows: slice) -> "Noised":
+        """Some rows, still of the same batch: the losses of its parts add up to its loss."""
+        return replace(
+            self, x0=self.x0[rows], x=self.x[rows], sigma=self.sigma[rows], weight=self.weight[rows]
+        )
+
+    def loss(
+        self,
+        denoise: Denoise,
+        cond: Tensor,
+        penalty: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The share of these rows in the loss of the batch, a scalar.
+
+        Args:
+            denoise: the denoiser in training.
+            cond: [B, C] encoded observations.
+            penalty: of levels [B, Tp] and conditions [B, C], a mean over samples; added to the
+                error, if there is one. Of a part it has the weight of its rows.
+        """
+        error = (denoise(self.x, self.sigma, cond) - self.x0).square().mean(dim=-1)
+        loss = (self.weight * error).sum() / self.count
+        if penalty is None:
+            return loss
+        share = len(self.x) / self.size
+        return loss + share * penalty(self.sigma, cond)
 
 
 @dataclass(frozen=True)
@@ -63,14 +111,32 @@ class DenoisingLoss:
             generator: of levels and noise, on x0's device.
             penalty: of levels [B, Tp] and conditions [B, C]; added to the error, if there is one.
         """
+        noised = self.noised(
+            x0, is_pad=is_pad, preconditioning=preconditioning, generator=generator
+        )
+        return noised.loss(denoise, cond, penalty)
+
+    def noised(
+        self,
+        x0: Tensor,
+        *,
+        is_pad: Tensor,
+        preconditioning: Preconditioning,
+        generator: torch.Generator,
+    ) -> Noised:
+        """A batch with its noise; for the arguments see the call."""
         batch, pred_horizon, _ = x0.shape
         sigma = self.corruption(batch, pred_horizon, generator)
         eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        x0_hat = denoise(x0 + sigma[..., None] * eps, sigma, cond)
-        error = (x0_hat - x0).square().mean(dim=-1)
         is_counted = sigma > 0
         if not self.count_padding:
             is_counted = is_counted & ~is_pad
         weight = self.weight(sigma, preconditioning).clamp(max=self.max_weight)
-        loss = (weight * error * is_counted).sum() / is_counted.sum().clamp(min=1)
-        return loss if penalty is None else loss + penalty(sigma, cond)
+        return Noised(
+            x0=x0,
+            x=x0 + sigma[..., None] * eps,
+            sigma=sigma,
+            weight=weight * is_counted,
+            count=is_counted.sum().clamp(min=1),
+            size=batch,
+        )

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from policy.diffusion.noise import seeded
+from policy.ranks import Ranks
 from policy.rl.chain import Kernel
 from policy.rl.effort import Effort, minibatches
 from policy.rl.objectives.objective import Items, Objective
-from policy.rl.ranks import Ranks
 from policy.rl.rollout import Rollout
 from policy.types import Denoiser
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from policy.ranks import Ranks
 from policy.rl.effort import Effort, minibatches
-from policy.rl.ranks import Ranks
 from policy.rl.rollout import Rollout
 
 CRITIC = 103  # a stream of random numbers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from policy.diffusion.noise import seeded
-from policy.rl.ranks import Ranks
+from policy.ranks import Ranks
 
 
 @dataclass(frozen=True)

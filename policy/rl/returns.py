@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from policy.rl.ranks import Ranks
+from policy.ranks import Ranks
 from policy.rl.rollout import Rollout
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from policy.diffusion.noise import hashed
+from policy.ranks import Ranks
 from policy.rl.accounting import Accounting, Played
-from policy.rl.ranks import Ranks
 from policy.rl.reward import ChunkReward
 
 # Starts of training are seeded from here on, far from those that anybody evaluates on.

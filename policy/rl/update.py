@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from policy.ranks import Ranks
 from policy.rl.actor_update import ActorUpdate
 from policy.rl.critic_update import CriticUpdate
 from policy.rl.effort import Effort as Effort  # Older runs' configurations name it here.
-from policy.rl.ranks import Ranks
 from policy.rl.returns import Advantage, standardise
 from policy.rl.rollout import Rollout
 

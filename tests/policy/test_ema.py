@@ -1,5 +1,7 @@
 """The average against its closed form."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -90,3 +92,56 @@ def test_impossible_schedules_are_refused():
         EMA(nn.Linear(1, 1), power=0)
     with pytest.raises(ValueError, match=r"max_decay is 1\.0"):
         EMA(nn.Linear(1, 1), max_decay=1.0)
+
+
+def test_copies_of_both_and_other_models_are_followed_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    ema = EMA(model, power=0.5)
+    copied, of_copied = copy.deepcopy((model, ema))
+    stranger, of_stranger = copy.deepcopy(model), copy.deepcopy(ema)
+    others = ((copied, of_copied), (stranger, of_stranger))
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_()
+        model(torch.randn(8, 3))
+        ema.update(model)
+        for other, its_ema in others:
+            other.load_state_dict(model.state_dict())
+            its_ema.update(other)
+    for _, its_ema in others:
+        for name, values in its_ema.module.state_dict().items():
+            assert torch.equal(values, ema.module.state_dict()[name])
+    assert not any(
+        torch.equal(a, b) for a, b in zip(*map(weights, (ema.module, model)), strict=True)
+    )
+
+
+def weights(module):
+    return list(module.parameters())
+
+
+def test_buffers_that_were_made_anew_are_copied():
+    model = nn.BatchNorm1d(2)
+    ema = EMA(model)
+    model.running_mean = torch.tensor([3.0, 4.0])
+    ema.update(model)
+    assert ema.module.get_buffer("running_mean").tolist() == [3.0, 4.0]
+
+
+def test_a_model_stays_what_it_was_when_it_is_followed():
+    model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    before, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
+    EMA(model)
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert all(torch.equal(before[name], values) for name, values in model.state_dict().items())
+
+
+def test_weights_of_several_kinds_are_followed_too():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+    ema = EMA(model)
+    ema.update(model)
+    for one, other in zip(ema.module.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype

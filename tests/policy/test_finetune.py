@@ -28,7 +28,7 @@ from policy.finetune_run import Run
 from policy.finetune_state import TRAINING
 from policy.metrics import read_metrics
 from policy.nets.by_level import ByLevel
-from policy.rl.ranks import Ranks
+from policy.ranks import Ranks
 from policy.rl.update import Learner
 from policy.train import prepare
 from policy.train import run as train

@@ -7,6 +7,7 @@ import torch
 from data.store import EpisodeStore
 from data.types import Contract, Field
 from policy.entry import compose_config
+from policy.lesson import Lesson
 from policy.train import Run, prepare
 from policy.trainer import NOISE, seeded
 
@@ -83,7 +84,10 @@ def test_draws_are_as_many_windows_of_the_same_observation(tmp_path):
     def loss(indices: torch.Tensor, draws: int) -> torch.Tensor:
         generator = seeded(0, purpose=NOISE, count=0, device="cpu")
         batch = run.dataset.batch(indices)
-        return trainer._loss(trainer.policy, batch, generator, augment=augment, draws=draws)
+        lesson = Lesson.of(
+            trainer.policy, trainer.loss, batch, generator, augment=augment, draws=draws
+        )
+        return lesson.loss(trainer.policy)
 
     windows = torch.arange(5)
     copied = loss(windows.repeat_interleave(3), 1)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,10 +17,12 @@ from data.store import EpisodeStore
 from data.types import Batch, Contract, Field, Horizons
 from policy import fit, frontier
 from policy.agent import Agent
+from policy.diffusion.loss import DenoisingLoss
 from policy.diffusion.precond import EDM
 from policy.diffusion.schedule import karras
 from policy.diffusion.step import dpmpp_2m
 from policy.experts import conditions
+from policy.lesson import Lesson
 from policy.model import DiffusionPolicy
 from policy.nets.encoders import StateEncoder
 from policy.nets.mlp import ResidualMLP
@@ -31,7 +33,6 @@ from policy.rl.chain import Chain, Kernel
 from policy.sampling.carry import nothing_known
 from policy.sampling.descent import Descent
 from policy.sampling.sequential import Sequential
-from policy.trainer import Trainer
 from policy.types import ChunkSpace
 
 HORIZONS = Horizons(obs=2, pred=4, action=2)
@@ -185,20 +186,15 @@ def test_a_stream_that_is_told_another_task_begins_anew(policy):
 
 
 def test_training_sees_actions_in_the_scale_of_their_task(policy):
-    seen = []
-
-    def loss(denoiser, x0, cond, **_):
-        seen.append(x0)
-        return x0.mean()
-
-    trainer = Trainer.__new__(Trainer)
-    trainer.device, trainer.autocast, trainer.loss = torch.device("cpu"), False, cast(Any, loss)
     x0 = torch.tensor([[1.0, -0.5], [-1.0, 0.25]])[:, None].expand(2, 4, 2)
     observation = observing(1, 0)
     batch = Batch(observation, policy.actions(x0, observation), torch.zeros(2, 4, dtype=torch.bool))
-    generator = torch.Generator()
-    trainer._loss(policy, batch, generator, augment=lambda features, _: features, draws=2)
-    torch.testing.assert_close(seen[0], x0.repeat_interleave(2, dim=0), rtol=0, atol=1e-5)
+    loss = DenoisingLoss(lambda batch, length, generator: torch.ones(batch, length), 1.0, True)
+    lesson = Lesson.of(
+        policy, loss, batch, torch.Generator(), augment=lambda features, _: features, draws=2
+    )
+    expected = x0.repeat_interleave(2, dim=0)
+    torch.testing.assert_close(lesson.noised.x0, expected, rtol=0, atol=1e-5)
 
 
 def test_chains_are_executed_in_the_units_of_their_environment(policy):

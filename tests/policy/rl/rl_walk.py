@@ -13,8 +13,8 @@ from policy.diffusion.precond import EDM
 from policy.model import DiffusionPolicy
 from policy.nets.encoders import StateEncoder
 from policy.nets.mlp import ResidualMLP
+from policy.ranks import Ranks
 from policy.rl.behaviour import Behaviour
-from policy.rl.ranks import Ranks
 from policy.rl.reward import ChunkReward
 from policy.rl.slots import Slots
 

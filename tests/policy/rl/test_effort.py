@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from policy.ranks import Ranks
 from policy.rl.effort import Effort, minibatches
-from policy.rl.ranks import Ranks
 
 
 def batches_of(is_valid, *, epochs=1.0, batch_size=5, n_items=2):

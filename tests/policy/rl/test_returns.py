@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from policy.rl.ranks import Ranks
+from policy.ranks import Ranks
 from policy.rl.returns import (
     Critical,
     GroupRelative,

@@ -9,6 +9,7 @@ from rl_walk import HORIZONS, make_behaviour, make_policy, make_slots
 from torch.multiprocessing.spawn import spawn
 
 from policy.nets.critic import Critic
+from policy.ranks import Ranks
 from policy.rl.actor_update import ActorUpdate
 from policy.rl.chain import Kernel
 from policy.rl.critic_update import CriticUpdate
@@ -16,7 +17,6 @@ from policy.rl.effort import Effort
 from policy.rl.objectives.matching import AdvantageWeightedMatching, WeightedRegression
 from policy.rl.objectives.objective import Items
 from policy.rl.objectives.policy_gradient import PolicyGradient
-from policy.rl.ranks import Ranks
 from policy.rl.returns import Critical, GroupRelative
 from policy.rl.rollout import collect
 from policy.rl.update import Learner

@@ -1,9 +1,10 @@
 """Several processes that learn together: what is summed over all of them.
 
-Each rank steps its own environments. Whatever is a mean over all of them (gradients, statistics of
-advantages) is a sum over the ranks divided by a count over the ranks, so that two ranks give the
-update of one rank with twice the environments. What one rank alone notices (numbers that are none,
-a wish to stop) is told to all before any of them acts on it, or the others would wait for ever.
+Each rank steps its own environments, or learns its share of a batch. Whatever is a mean over all of
+them (gradients, statistics of advantages) is a sum over the ranks divided by a count over the
+ranks, so that two ranks give the update of one rank with twice as much. What one rank alone notices
+(numbers that are none, a wish to stop) is told to all before any of them acts on it, or the others
+would wait for ever.
 
 Shape legend: `T` chunks in a row, `N` environments of a rank.
 """
@@ -58,7 +59,10 @@ class Ranks:
         flat = torch.cat([part.flatten() for part in parts])
         dist.all_reduce(flat)
         for p, total in zip(learning, flat.split([p.numel() for p in learning]), strict=True):
-            p.grad = total.view_as(p)
+            if p.grad is None:
+                p.grad = total.view_as(p)
+            else:  # In place, where a captured graph adds to it.
+                p.grad.copy_(total.view_as(p))
 
     def agree(self, value: float) -> float:
         """Rank 0's number, on all ranks."""
