@@ -67,16 +67,17 @@ def append_episodes(
     sums, tail_sums, new_tails = {}, {}, {}
     for name in sorted(arrays):
         array = arrays[name]
-        rows = np.concatenate([episode.fields[name] for episode in episodes])
+        parts = [episode.fields[name] for episode in episodes]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)  # One may be huge.
         try:
             sums[name], tail_sums[name] = append_rows(
                 array, codec_of(array), rows, n_steps=commit.n_steps, tail=tails[name]
             )
         except ValueError as error:
             raise StoreError(f"{snapshot.path}: data/{name} cannot grow: {error}") from error
-        joined = np.concatenate([tails[name], rows])
         n_left = (commit.n_steps + len(rows)) % array.chunks[0]
-        new_tails[name] = joined[len(joined) - n_left :].copy()  # Not a view, of all of it.
+        last = np.concatenate([tails[name], rows[max(0, len(rows) - n_left) :]])
+        new_tails[name] = last[len(last) - n_left :].copy()  # Not a view, of all of it.
     ends = commit.n_steps + np.cumsum([episode.n_steps for episode in episodes])
     chunk_steps = {name: arrays[name].chunks[0] for name in arrays}
     filled = filled_by_episode(sums, commit.n_steps, ends, chunk_steps)

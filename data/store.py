@@ -127,8 +127,13 @@ class EpisodeStore:
     def close(self) -> None:
         """Let others write; reading goes on."""
         if self._writing is not None:
-            self._writing.close()
-            self._look, self._writing = self._writing.now, None
+            writing = self._writing
+            try:
+                writing.close()
+            except StoreError:
+                self._look, self._writing = writing.now, None
+                raise
+            self._look, self._writing = writing.now, None
 
     def __enter__(self) -> Self:
         return self

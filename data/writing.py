@@ -47,8 +47,13 @@ class Writing:
         self._n_bytes, self._seconds, self._due = 0, 0.0, 0.0
 
     def close(self) -> None:
-        """Let others write."""
-        self.settle()
+        """Let others write, also where what is gathered cannot be written and is dropped."""
+        try:
+            self.settle()
+        except StoreError:
+            self._gathered = None
+            self._release()
+            raise
         self._release()
 
     def check(self) -> None:
@@ -86,10 +91,11 @@ class Writing:
         try:
             yield
         finally:
-            try:
-                self.settle()
-            finally:
-                self._gathered = None
+            with self._lock.turn:  # Of another thread, an episode may come all the while.
+                try:
+                    self.settle()
+                finally:
+                    self._gathered = None
 
     def settle(self) -> None:
         """Write the episodes that are gathered; those that cannot be written are dropped."""
@@ -104,6 +110,8 @@ class Writing:
             except StoreError:
                 raise
             except BaseException:  # Ctrl-C in the middle: what is whole is not to be lost.
+                if self._n_changes != self._lock.n_changes:  # Another one, before that was seen.
+                    self.refresh()
                 if len(self.now.snapshot.all_ends) == before:
                     self._gathered = episodes
                 raise

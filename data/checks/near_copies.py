@@ -1,10 +1,9 @@
 """Episodes that are copies of each other but for a little noise, such as of a conversion.
 
 Of each episode a sketch of SKETCH numbers is kept. Those of equal length are sorted by a mixture of
-theirs, so that copies are neighbours, and neighbours whose sketches agree are compared in full.
+theirs, so that copies come close to each other; where their sketches agree, all is compared.
 """
 
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,6 +15,7 @@ SKETCH = 16  # numbers kept of each episode
 NEAR = 1e-4  # of an element's range in the store: what noise may make of a copy
 SHORTEST = 8  # steps; shorter episodes may be alike by chance
 MOST_PAIRS = 1000  # that are compared in full
+REACH = 64  # later ones in that order that an episode is held against at most
 
 
 class NearCopies:
@@ -38,7 +38,7 @@ class NearCopies:
             self._sketches[episode.length].append((episode.index, sketch))
 
     def pairs(self, read: Callable[[int], Episode]) -> list[tuple[int, int]]:
-        """Earlier and later episode of each pair; of more than two copies, to the one before.
+        """Earlier and later episode of each pair; every later one is in one pair.
 
         Args:
             read: reads an episode again.
@@ -47,12 +47,16 @@ class NearCopies:
         candidates = []
         for alike in self._sketches.values():
             candidates += _neighbours(alike, tolerance[_elements(len(tolerance))])
-        found = []
-        for earlier, later in sorted(candidates, key=lambda pair: pair[1])[:MOST_PAIRS]:
+        first_of: dict[int, int] = {}
+        n_compared = 0
+        for earlier, later in sorted(candidates, key=lambda pair: (pair[1], pair[0])):
+            if later in first_of or n_compared == MOST_PAIRS:
+                continue
+            n_compared += 1
             a, b = (_joined(read(index).fields, self._names) for index in (earlier, later))
             if (np.abs(a - b) <= tolerance).all():
-                found.append((earlier, later))
-        return found
+                first_of[later] = earlier
+        return [(earlier, later) for later, earlier in first_of.items()]
 
 
 def _neighbours(
@@ -61,15 +65,20 @@ def _neighbours(
     """Pairs of episodes whose sketches [SKETCH] agree to a tolerance [SKETCH]."""
     if len(sketches) < 2:
         return []
-    scaled = np.array([sketch for _, sketch in sketches]) / tolerance
-    # Numbers that all episodes share, such as a pose at the start, do not sort them.
-    mixed = scaled @ np.random.default_rng(0).uniform(0.5, 1, scaled.shape[1])
+    numbers = np.array([sketch for _, sketch in sketches], np.float64)
+    # Less what they share, such as a constant: beside it the rest would be lost to rounding.
+    scaled = (numbers - numbers[0]) / tolerance
+    weights = np.random.default_rng(0).uniform(0.5, 1, scaled.shape[1])
+    mixed = scaled @ weights
     order = np.argsort(mixed, kind="stable")
+    farthest = weights.sum() + 1e-9 * np.abs(mixed).max()  # that mixtures of copies are apart
     found = []
-    for place, next_place in itertools.pairwise(order):
-        if (np.abs(scaled[place] - scaled[next_place]) <= 1).all():
-            pair = sorted((sketches[place][0], sketches[next_place][0]))
-            found.append((pair[0], pair[1]))
+    for place, episode in enumerate(order):
+        others = order[place + 1 : place + 1 + REACH]
+        others = others[mixed[others] - mixed[episode] <= farthest]
+        for other in others[(np.abs(scaled[others] - scaled[episode]) <= 1).all(axis=1)]:
+            first, second = sorted((sketches[episode][0], sketches[other][0]))
+            found.append((first, second))
     return found
 
 

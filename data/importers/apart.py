@@ -6,9 +6,9 @@ else, and becomes an ImporterError with the file, the signal and the fix.
 
 `cadence import` reads every format so, not only those whose libraries were seen to crash: numpy's
 and zarr's decoders are C as well, and one way is tested once. It costs the start of a process
-(0.3 s) and a copy of the numbers through a pipe; reading ahead while the last episode is stored
-gains more than that. An episode is asked for when the one before it has come, so that each side
-holds one at most.
+and a copy of the numbers through a pipe; a part of that is gained by reading ahead while the last
+episode is stored. An episode is asked for when the one before it has come, so that the other
+process holds one at most.
 
 What comes back is JSON and plain numbers, never a pickle: a file that takes the reader over gains
 nothing here. It is a plain subprocess, since those of multiprocessing import the main module again.
@@ -17,6 +17,7 @@ nothing here. It is a plain subprocess, since those of multiprocessing import th
 import contextlib
 import io
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -34,10 +35,11 @@ from data.types import Contract, ContractError
 ERRORS = {kind.__name__: kind for kind in (ImporterError, ContractError, ImportError, OSError)}
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from data.importers.apart_reader import main; main(float(sys.argv[2]))"
+    "from data.importers.apart_reader import main; main(float(sys.argv[2]), int(sys.argv[3]))"
 )
-PATIENCE_S = 600.0  # of computing at one answer; a video of an hour takes a tenth of it
+PATIENCE_S = 600.0  # of computing at one answer, of all threads; an episode takes far less
 BUFFER_BYTES = 2**20
+STDERR = 2  # the descriptor
 
 
 class FromReader(Exception):
@@ -67,6 +69,7 @@ class Reader:
         self.opened: object = None  # mark of the data set that is open there
         self.turn: object = None  # mark of the iteration whose episodes are read
         self._process: subprocess.Popen[bytes] | None = None
+        self._answers: io.BufferedReader[Any] | None = None
         self._end = lambda: None
         self._is_owed = False  # whether an answer has not been taken yet
 
@@ -76,10 +79,15 @@ class Reader:
             self._start()
         assert self._process is not None
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `answer` finds it dead.
-            self._process.stdin.write(pickle.dumps((kind, value)))
-            self._process.stdin.flush()
-        self._is_owed = True
+        request = pickle.dumps((kind, value))
+        try:
+            self._is_owed = True
+            with contextlib.suppress(BrokenPipeError):  # `answer` finds it dead.
+                self._process.stdin.write(request)
+                self._process.stdin.flush()
+        except BaseException:  # Whether it was asked is not known.
+            self.stop()
+            raise
 
     def answer(self, *, path: Path, doing: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What comes back, with its arrays.
@@ -96,10 +104,11 @@ class Reader:
             RuntimeError: anything else, which is a fault of this program.
         """
         assert self._process is not None
-        assert self._process.stdout is not None
+        assert self._answers is not None
         try:
             try:
-                said, arrays = _received(self._process.stdout)
+                said, arrays = _received(self._answers)
+                self._is_owed = False
             except EOFError:
                 name, words = self._death(self._process.wait())
                 raise ImporterError(
@@ -108,7 +117,6 @@ class Reader:
         except BaseException:
             self.stop()
             raise
-        self._is_owed = False
         if "error" in said:
             raise _raised(said)
         return said, arrays
@@ -122,13 +130,15 @@ class Reader:
     def stop(self) -> None:
         """End the process."""
         self._end()
-        self._process = self.opened = self.turn = None
+        self._process = self._answers = None
+        self.opened = self.turn = None
         self._is_owed = False
 
     def _death(self, status: int) -> tuple[str, str]:
         """How the process ended, by its status: name of the signal, and what to say and do."""
         if status >= 0:
-            return f"exit status {status}", f"exit status {status}; fetch the file again"
+            said = f"exit status {status}; look at what it printed, or fetch the file again"
+            return f"exit status {status}", said
         name = signal.Signals(-status).name
         if -status == signal.SIGPROF:
             computed = f"it computed for {self._patience:g} s and got nowhere ({name})"
@@ -139,22 +149,23 @@ class Reader:
 
     def _start(self) -> None:
         options = [f"-W{option}" for option in sys.warnoptions]
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                *options,
-                "-c",
-                START,
-                json.dumps(sys.path),
-                str(self._patience),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=BUFFER_BYTES,
-            process_group=0,  # Ctrl-C is for this process, which then ends that one.
-        )
-        self._end = weakref.finalize(self, _end, self._process)
+        # A pipe of its own, since whatever starts or is imported there may print.
+        from_it, into_it = os.pipe()
+        answers = io.BufferedReader(io.FileIO(from_it), BUFFER_BYTES)
+        places = [place for place in sys.path if isinstance(place, str)]  # Python skips others.
+        settings = [json.dumps(places), str(self._patience), str(into_it)]
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", *options, "-c", START, *settings],
+                stdin=subprocess.PIPE,
+                stdout=STDERR,
+                pass_fds=(into_it,),
+                process_group=0,  # Ctrl-C is for this process, which then ends that one.
+            )
+        finally:
+            os.close(into_it)
+        self._process, self._answers = process, answers
+        self._end = weakref.finalize(self, _end, process, answers)
 
 
 class Apart:
@@ -220,16 +231,16 @@ class Apart:
         return said
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[bytes]", answers: "io.BufferedReader[Any]") -> None:
     process.kill()
     process.wait()
-    for stream in (process.stdin, process.stdout):
+    for stream in (process.stdin, answers):
         if stream is not None:
             with contextlib.suppress(OSError):  # of a request that it did not take any more
                 stream.close()
 
 
-def _received(stream: io.BufferedIOBase | Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _received(stream: "io.BufferedReader[Any]") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """A line of JSON and the arrays that it announces.
 
     Raises:

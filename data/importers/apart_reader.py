@@ -1,8 +1,9 @@
 """The process that reads a foreign data set for another one; see `data.importers.apart`.
 
 Requests come as pickles on the standard input: ("open", a pickled function that opens a data set),
-("first", number) and ("next", None). Each is answered by a line of JSON and the numbers of the
-arrays that it announces. The process ends with its input, that is with the one it reads for.
+("first", number) and ("next", None). Each is answered, in a pipe of its own, by a line of JSON and
+the numbers of the arrays that it announces. The process ends with its input, that is with the one
+it reads for.
 """
 
 import json
@@ -87,33 +88,41 @@ def origin(error: BaseException) -> str:
     return f"{type(error).__name__} in {module}"
 
 
-def main(patience: float) -> None:
+def packed(desk: Desk, kind: str, value: Any) -> list[bytes | memoryview]:
+    """An answer, or the error in its place, as it is written."""
+    try:
+        said, arrays = desk.answer(kind, value)
+        arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+        numbers = [values.reshape(-1).view(np.uint8).data for values in arrays.values()]
+        shapes = [[name, v.dtype.str, list(v.shape)] for name, v in arrays.items()]
+        return [json.dumps({**said, "arrays": shapes}).encode() + b"\n", *numbers]
+    except Exception as error:
+        return [json.dumps(failure(error)).encode() + b"\n"]
+
+
+def main(patience: float, descriptor: int) -> None:
     """Answer until there are no more requests.
 
     Args:
         patience: time of computing [s] after which an answer is given up and the process ends.
+        descriptor: where answers are written; a library may print, and not get among them.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # A crash is told of; it leaves no file.
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # What a library prints must not get among the answers.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # A terminal may stop who prints from behind.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    os.set_inheritable(descriptor, False)  # A program that a library starts may stay longer.
+    requests, answers = sys.stdin.buffer, os.fdopen(descriptor, "wb")
     desk = Desk()
     try:
         while True:
             kind, value = pickle.load(requests)
             # Ends a loop within a library, which Python cannot; a slow disk takes no such time.
             signal.setitimer(signal.ITIMER_PROF, patience)
-            try:
-                said, arrays = desk.answer(kind, value)
-                arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
-                shapes = [[name, v.dtype.str, list(v.shape)] for name, v in arrays.items()]
-                line = json.dumps({**said, "arrays": shapes})
-            except Exception as error:
-                line, arrays = json.dumps(failure(error)), {}
+            parts = packed(desk, kind, value)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            answers.write(line.encode() + b"\n")
-            for values in arrays.values():
-                answers.write(values.reshape(-1).view(np.uint8).data)
+            answers.writelines(parts)
             answers.flush()
+            del parts  # One episode is held, not two.
     except (EOFError, BrokenPipeError):
         pass
     os._exit(0)  # Libraries that close what is damaged may hang.

@@ -277,7 +277,8 @@ def _is_alike(stored: np.ndarray, imported: np.ndarray, *, is_all: bool) -> bool
     """
     if stored.shape != imported.shape:
         return False
-    if stored.dtype != np.uint8 or stored.ndim < 2:
+    is_image = stored.dtype == np.uint8 and stored.ndim == 4
+    if not is_image:
         return np.allclose(stored, imported, rtol=RELATIVE, atol=ABSOLUTE)
     steps = range(len(stored)) if is_all else (0, -1)
     return all(

@@ -31,8 +31,8 @@ def stated_in(meta: LeRobotMeta, described: Path, keys: Sequence[str]) -> list[S
         by_number = {number: row for number, row in rows.items() if isinstance(row, Mapping)}
         _check_listed(meta, described, {key for row in by_number.values() for key in row})
         return [_said(by_number.get(str(n), {}), keys) for n in range(len(meta.episodes))]
-    parts = (name.removeprefix("stats/") for name in column_names(described) if "stats/" in name)
-    _check_listed(meta, described, {part.rpartition("/")[0] for part in parts})
+    names = [name for name in column_names(described) if name.startswith("stats/")]
+    _check_listed(meta, described, {n.removeprefix("stats/").rpartition("/")[0] for n in names})
     columns = parquet_columns(described, [], also=[_column(k, s) for k in keys for s in COMPARED])
     n_lines = max((len(values) for values in columns.values()), default=0)
     return [

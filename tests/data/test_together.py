@@ -175,6 +175,30 @@ def test_ctrl_c_once_they_are_written_doubles_none(store, path, monkeypatch):
     assert numbers(path) == [0, 1, 2]
 
 
+def test_ctrl_c_twice_once_they_are_written_doubles_none(store, path, monkeypatch):
+    commit, refresh, calls = data.append._commit, data.writing.Writing.refresh, []
+
+    def interrupted(*arguments):
+        commit(*arguments)
+        raise KeyboardInterrupt
+
+    def interrupted_again(writing):
+        calls.append(writing)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        refresh(writing)
+
+    def append() -> None:
+        with store.together(seconds=0):
+            store.append(episode(1), number=1)
+
+    monkeypatch.setattr(data.append, "_commit", interrupted)
+    monkeypatch.setattr(data.writing.Writing, "refresh", interrupted_again)
+    with pytest.raises(KeyboardInterrupt):
+        append()
+    assert numbers(path) == [0, 1]
+
+
 def test_ctrl_c_between_a_commit_and_the_end_doubles_none(store, path, monkeypatch):
     commit, calls = data.append._commit, []
 
@@ -272,6 +296,36 @@ def test_threads_may_append_to_one_store(store, path):
         for thread in threads:
             thread.join()
     assert sorted(numbers(path)) == list(range(16))
+
+
+def test_what_another_thread_appends_at_the_very_end_is_not_lost(store, path, monkeypatch):
+    settle = data.writing.Writing.settle
+    other = threading.Thread(target=lambda: store.append(episode(2), number=2))
+
+    def settled(writing: data.writing.Writing) -> None:
+        settle(writing)
+        if other.ident is None:
+            other.start()
+            other.join(timeout=0.3)  # It may have to wait for this thread.
+
+    monkeypatch.setattr(data.writing.Writing, "settle", settled)
+    append_together(store, [1])
+    other.join()
+    assert numbers(path) == [0, 1, 2]
+
+
+def test_a_close_lets_others_write_even_where_nothing_can_be_written(store, path, monkeypatch):
+    def full(file, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with store.together():
+        store.append(episode(1), number=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(shard_files, "replace_file", full)
+            with pytest.raises(StoreError, match=r"episode 1 could not be .*: No space left"):
+                store.close()
+    assert not (path / ".writer").exists()
+    assert store.n_episodes == 1
 
 
 def test_a_store_that_was_taken_away_is_not_made_anew(store, path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -218,6 +218,11 @@ def test_what_is_wrong_is_said_before_anything_is_written(source, tmp_path, argu
     with pytest.raises(ValueError, match=complaint):
         run(f"src={source}", f"store={store}", *arguments)
     assert not store.exists()
+
+
+def test_a_format_that_does_not_exist_is_refused_by_name(source, tmp_path):
+    with pytest.raises(HydraException, match=r"(?s)format/robomimik.*robomimic"):
+        run("format=robomimik", f"src={source}", f"store={tmp_path / 'store.zarr'}")
 
 
 def test_a_setting_that_a_format_does_not_use_is_refused(source, tmp_path):

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,7 +171,7 @@ def test_errors_are_passed_on_as_themselves_with_what_came_first(path, reader, w
         ("SIGSEGV", r"it crashed \(SIGSEGV\); the file is damaged, fetch it again"),
         ("SIGABRT", r"it crashed \(SIGABRT\); the file is damaged"),
         ("SIGKILL", r"it was killed \(SIGKILL\); try again, with more free memory"),
-        ("exit", r"exit status 3; fetch the file again"),
+        ("exit", r"exit status 3; look at what it printed, or fetch the file again"),
     ],
 )
 def test_a_crash_is_an_error_that_names_file_signal_and_fix(path, what, said):
@@ -183,6 +184,15 @@ def test_a_crash_is_an_error_that_names_file_signal_and_fix(path, what, said):
         numbers(given.episodes())
     assert numbers(given.episodes(3)) == [3, 4]  # by a new process
     given.close()
+
+
+def test_a_program_that_outlives_the_crash_does_not_keep_it_from_being_seen(path):
+    ended = path.with_name("ended")
+    program = f"(sleep 8; touch {ended}) >&2 &"
+    code = f"import os; os.system({program!r}); os.kill(os.getpid(), 11)"
+    with pytest.raises(ImporterError, match="SIGSEGV"):
+        Apart(partial(exec, code), path)  # pyright: ignore[reportArgumentType]
+    assert not ended.exists()
 
 
 def test_a_crash_leaves_out_one_episode(path, tmp_path):
@@ -298,6 +308,75 @@ def test_what_a_library_prints_does_not_get_among_the_answers(path, capfd):
     out, err = capfd.readouterr()
     assert out == ""
     assert err.count("noise of a library") == 2
+
+
+def test_what_is_printed_while_the_process_starts_does_not_get_among_the_answers(
+    path, tmp_path, monkeypatch, capfd
+):
+    (tmp_path / "sitecustomize.py").write_text('print("welcome", flush=True)')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert numbers(apart(path).episodes()) == [0, 1, 2, 3, 4]
+    out, err = capfd.readouterr()
+    assert (out, "welcome" in err) == ("", True)
+
+
+def test_a_place_of_modules_that_python_skips_is_no_error(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [tmp_path, *sys.path])
+    assert numbers(apart(path).episodes()) == [0, 1, 2, 3, 4]
+
+
+def test_a_terminal_that_stops_who_prints_from_behind_does_not_stop_the_process(path, reader):
+    assert numbers(apart(path, reader, at=1, what="SIGTTOU").episodes()) == [0, 1, 2, 3, 4]
+
+
+def test_arrays_that_are_no_numbers_are_a_fault(path, reader):
+    with pytest.raises(RuntimeError, match=r"^TypeError: "):
+        next(Apart(partial(OfObjects, path), path, reader=reader).episodes())
+    assert numbers(apart(path, reader).episodes(3)) == [3, 4]
+
+
+class OfObjects(Given):
+    """An episode of what is no number."""
+
+    def episodes(self, first: int = 0) -> Iterator[ImportedEpisode]:
+        yield ImportedEpisode({"state": np.array([[None]])}, {})
+
+
+class Interrupting:
+    """A stream, of which a call is interrupted before or after it is made."""
+
+    def __init__(self, stream: Any, call: str, *, is_made: bool):
+        self._stream, self._call, self._is_made = stream, call, is_made
+
+    def __getattr__(self, name: str) -> Any:
+        if name != self._call:
+            return getattr(self._stream, name)
+
+        def interrupted(*values: object) -> None:
+            if self._is_made:
+                getattr(self._stream, name)(*values)
+            raise KeyboardInterrupt
+
+        return interrupted
+
+
+@pytest.mark.parametrize(
+    ("call", "is_made"), [("write", False), ("flush", True), ("readline", True), ("readinto", True)]
+)
+def test_after_an_interruption_no_answer_is_taken_for_another(path, call, is_made):
+    reader = Reader()
+    given = apart(path, reader)
+    reading = given.episodes()
+    next(reading)
+    assert reader._process is not None
+    if call.startswith("read"):
+        reader._answers = Interrupting(reader._answers, call, is_made=is_made)  # pyright: ignore
+    else:
+        reader._process.stdin = Interrupting(reader._process.stdin, call, is_made=is_made)  # pyright: ignore
+    with pytest.raises(KeyboardInterrupt):
+        next(reading)
+    assert numbers(given.episodes()) == [0, 1, 2, 3, 4]
+    reader.stop()
 
 
 def test_large_and_empty_arrays_come_whole(path, reader):

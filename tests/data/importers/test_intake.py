@@ -185,6 +185,21 @@ def test_of_a_changed_source_every_picture_is_compared(path, tmp_path):
     assert take_in(other, path).n_added == 3
 
 
+def test_small_whole_numbers_are_no_pictures(path, tmp_path):
+    class Gripper(Given):
+        contract = Contract({"open": Field((1,), "uint8")}, Field((1,), unit="m"), 0.1)
+
+        def episodes(self, first: int = 0) -> Iterator[ImportedEpisode]:
+            for episode in super().episodes(first):
+                action = episode.fields["action"]
+                is_open = np.full(action.shape, self.shift, np.uint8)
+                yield ImportedEpisode({"open": is_open, "action": action - self.shift}, {})
+
+    take_in(Gripper(tmp_path / "src", interrupt=2), path)
+    with pytest.raises(StoreError, match="its open would be another now"):
+        take_in(Gripper(tmp_path / "src", shift=1), path)
+
+
 def test_other_settings_of_the_same_source_are_refused(path, tmp_path):
     take_in(Given(tmp_path / "src", interrupt=2), path)
     message = (
