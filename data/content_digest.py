@@ -82,13 +82,15 @@ def _read(fields: Fields, n_bytes: int) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(ends, "<i8").tobytes())
     if n_bytes >= NOTED_BYTES:
         print(f"checking the store: {n_bytes / 1e9:.1f} GB of {fields.path} are read")
+    is_there = sys.stderr is not None  # It may be closed.
     with tqdm(
         total=n_bytes,
         unit="B",
         unit_scale=True,
         desc="checking the store",
         delay=1.0,
-        mininterval=0.1 if sys.stderr.isatty() else QUIET_INTERVAL,
+        mininterval=0.1 if is_there and sys.stderr.isatty() else QUIET_INTERVAL,
+        disable=not is_there,
     ) as bar:
         for name, field in sorted(fields.found.contract.fields.items()):
             digest.update(f"{name} {field.dtype} {field.shape}".encode())

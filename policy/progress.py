@@ -24,13 +24,14 @@ def progress_bar(
         initial: units done before.
         is_hidden: draw nothing.
     """
-    interval = 0.1 if sys.stderr.isatty() else QUIET_INTERVAL
+    is_there = sys.stderr is not None  # It may be closed.
+    interval = 0.1 if is_there and sys.stderr.isatty() else QUIET_INTERVAL
     return tqdm(
         total=total,
         unit=unit,
         desc=description,
         initial=initial,
-        disable=is_hidden,
+        disable=is_hidden or not is_there,
         mininterval=interval,
         maxinterval=max(interval, 10.0),
         dynamic_ncols=True,
