@@ -59,7 +59,7 @@ def cache_folder() -> Path:
 
 def _load(source: Path, extra_flags: tuple[str, ...]) -> ctypes.CDLL:
     flags = (*_flags(), *extra_flags)
-    key = _digest(source.read_bytes(), " ".join(flags).encode(), _processor().encode())
+    key = _digest(source.read_bytes(), " ".join(flags).encode(), _machine().encode())
     library = cache_folder() / f"{source.stem}-{key[:16]}.so"
     if not _is_intact(library):
         _compile(source, flags, library)
@@ -75,15 +75,19 @@ def _flags() -> tuple[str, ...]:
     return ("-std=c++17", "-O3", native, "-fPIC", "-fno-math-errno", "-Wall")
 
 
-def _processor() -> str:
-    """What a compiler may make use of on this machine, and on no other."""
+def _machine() -> str:
+    """What a library may depend on: the processor's instructions, and the C library.
+
+    A home folder may be shared by machines, and by containers of one machine.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
         lines = []
     kinds = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     about = [line for line in lines if line.startswith(kinds)]
-    return "\n".join([platform.system(), platform.machine(), platform.processor(), *about])
+    system = (platform.system(), *platform.libc_ver(), platform.machine(), platform.processor())
+    return "\n".join([*system, *about])
 
 
 def _compile(source: Path, flags: tuple[str, ...], library: Path) -> None:

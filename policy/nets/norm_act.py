@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from policy.nets.compiled import load
 
@@ -130,6 +130,7 @@ class _NormAct(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, d_out: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         statistics, *inputs = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
         n_groups, _, is_mish = ctx.settings  # pyright: ignore[reportAttributeAccessIssue]

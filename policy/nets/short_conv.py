@@ -26,7 +26,7 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 FEW_POSITIONS = 4  # up to which sums of positions pay, as measured
 
@@ -133,6 +133,7 @@ class _ByProducts(torch.autograd.Function):
         return (into_outputs @ y.flatten(1)).view(length, batch, size_out)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore
         inputs, weights = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
         length, n_taps = ctx.length, ctx.n_taps  # pyright: ignore[reportAttributeAccessIssue]
@@ -164,6 +165,7 @@ class _ByTaps(torch.autograd.Function):
         return y.view(length, batch, size_out)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore
         rows, taps = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
         length = ctx.length  # pyright: ignore[reportAttributeAccessIssue]

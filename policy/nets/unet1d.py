@@ -245,7 +245,7 @@ class UNet1d(nn.Module):
             weights: of the convolutions, "fp32", "bf16" or "int8".
 
         Raises:
-            ValueError: there are no such weights.
+            ValueError: there are no such weights, or the network is not on the CPU.
             policy.nets.compiled.CompileError: there is no C++ compiler that works.
         """
         from policy.nets.unet1d_lowered import LoweredUNet1d
@@ -256,6 +256,7 @@ class UNet1d(nn.Module):
         """The same function of the same parameters, in a form that a CPU trains faster.
 
         Raises:
+            ValueError: the network is not in fp32 on the CPU.
             policy.nets.compiled.CompileError: there is no C++ compiler that works.
         """
         from policy.nets.unet1d_training import TrainingUNet1d

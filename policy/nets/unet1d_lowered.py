@@ -15,6 +15,7 @@ import ctypes
 from collections.abc import Callable, Mapping
 from functools import cache, partial, wraps
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from policy.nets.unet1d_plan import Plan
 
 SOURCE = Path(__file__).with_name("unet1d_cpu.cpp")
 KEPT = 64  # sets of noise levels whose FiLMs are kept: more than a sampler has calls
+KEPT_SAMPLES = 8  # up to so many of different levels; for more the memory is not worth it
 BYTES_PER_THREAD = 2**18  # of weights; for less than that a further thread costs more than it does
 
 
@@ -116,6 +118,16 @@ class LoweredUNet1d(nn.Module):
             )
         return partial(self._call, self._noise_films_of(c_noise[None]))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Refuse another dtype or device (`to`, `half`, `cuda`): C++ would know nothing of it."""
+        changed = fn(self.constants)
+        if changed.dtype != torch.float32 or changed.device.type != "cpu":
+            raise ValueError(
+                f"a lowered network stays torch.float32 on the CPU and cannot become "
+                f"{changed.dtype} on {changed.device}: use the network that it was made of"
+            )
+        return super()._apply(fn, recurse)
+
     def _call(self, noise_films: Tensor, x: Tensor, cond: Tensor) -> Tensor:
         self._check(x, cond)
         return self._checked(noise_films, x, cond)
@@ -160,6 +172,8 @@ class LoweredUNet1d(nn.Module):
                 c_noise = c_noise[:1]
             is_shared = bool((c_noise == c_noise[:, :1]).all())
             films = self._shared_films(c_noise) if is_shared else self._films_of_positions(c_noise)
+            if len(films) > KEPT_SAMPLES:
+                return films
             # Another thread may do the same at the same time: both are right.
             kept = dict(list(self._noise_films.items())[-KEPT + 1 :])
             self._noise_films = {**kept, key: films}

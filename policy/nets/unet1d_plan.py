@@ -130,12 +130,13 @@ class Plan:
     # Memory: three work areas that layers write in turn, and one for each skip connection.
 
     def _place_work(self) -> None:
+        padded = self.packing.padded
         sizes = [_channels(pair) for pair, _ in self._net.pairs()[: len(self._lengths)]]
-        self._n_scratch = 2 * max(
-            self.packing.padded(size) for size in sizes
-        )  # statistics of a norm
-        shapes = zip(self._lengths, sizes, strict=True)
-        area = max((length + 2 * self._halo) * self.packing.padded(size) for length, size in shapes)
+        self._n_scratch = 2 * max(map(padded, sizes))  # statistics of a norm
+        # The actions are written to an area too, and may be more than there are channels.
+        shapes = [*zip(self._lengths, sizes, strict=True)]
+        shapes.append((self._lengths[0], self._net.out.out_channels))
+        area = max((length + 2 * self._halo) * padded(size) for length, size in shapes)
         self._areas = [self._reserved(area) for _ in range(3)]
 
     def _reserved(self, n_floats: int) -> int:

@@ -24,17 +24,29 @@ class TrainingUNet1d(nn.Module):
         net: whose parameters learn.
 
     Raises:
+        ValueError: the network is not in fp32 on the CPU.
         policy.nets.compiled.CompileError: there is no C++ compiler that works.
     """
 
     def __init__(self, net: UNet1d):
         super().__init__()
+        weight = net.out.weight
+        if weight.dtype != torch.float32 or weight.device.type != "cpu":
+            raise ValueError(
+                f"the network is {weight.dtype} on {weight.device}: the form for training is for "
+                f"torch.float32 on the CPU"
+            )
         prepare()
         self.net = net
         self._is_mish = isinstance(net.activate, nn.Mish)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor) -> Tensor:
         """Raw prediction [B, Tp, Da]; for the arguments see `UNet1d`."""
+        # A reduced precision that is asked for outside is not for what is done in C++.
+        with torch.autocast("cpu", enabled=False):
+            return self._in_fp32(x.float(), c_noise.float(), cond.float())
+
+    def _in_fp32(self, x: Tensor, c_noise: Tensor, cond: Tensor) -> Tensor:
         net = self.net
         noise = [net.noise_embed(c_noise.t())]  # [L, B, E] of each level
         for _ in net.downsample:

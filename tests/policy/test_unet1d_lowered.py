@@ -136,6 +136,15 @@ def test_it_is_the_network_of_any_sizes(net, seed, batch, weights, levels):
     assert float((got - expected).abs().max()) < limit
 
 
+@pytest.mark.parametrize("channels", [(8,), (8, 16), (8, 8, 8), (8, 8, 8, 8)])
+@torch.no_grad()
+def test_actions_may_have_more_elements_than_features_have_channels(channels):
+    net = trained(UNet1d(action_size=100, cond_size=5, pred_horizon=16, channels=channels))
+    for batch in (1, 3):
+        expected = in_double(net, *inputs(net, batch))
+        assert_near(net.lowered()(*inputs(net, batch)), expected)
+
+
 @torch.no_grad()
 def test_residual_of_features_side_by_side_is_without_the_padding_between_them():
     net = trained(small((48, 24)))  # 24 + 24 become 48
@@ -338,6 +347,24 @@ def test_inputs_that_do_not_fit_are_refused(net):
         net.lowered("fp8")
     with pytest.raises(ValueError, match="network is on meta: only one on the CPU"):
         copy.deepcopy(net).to("meta").lowered()
+
+
+def test_another_dtype_or_device_is_refused_and_changes_nothing(net):
+    lowered = net.lowered()
+    for change in (lowered.double, lowered.half, lambda: nn.Sequential(lowered).to("meta")):
+        with pytest.raises(ValueError, match=r"stays torch.float32 on the CPU and cannot become"):
+            change()
+    with torch.no_grad():
+        assert_near(lowered.to("cpu").float()(*inputs(net)), in_double(net, *inputs(net)))
+
+
+@torch.no_grad()
+def test_films_of_many_samples_are_not_kept(net):
+    lowered = net.lowered()
+    lowered(*inputs(net, batch=unet1d_lowered.KEPT_SAMPLES))
+    assert len(lowered._noise_films) == 1
+    lowered(*inputs(net, batch=unet1d_lowered.KEPT_SAMPLES + 1))
+    assert len(lowered._noise_films) == 1
 
 
 def test_gradients_are_refused_where_they_would_be_needed(net):
