@@ -3,6 +3,7 @@
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -25,3 +26,17 @@ def fingerprint() -> dict[str, str]:
         "torch_threads": str(torch.get_num_threads()),
         "torch_cpu": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a device, of the processor as far as the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    # Two of one name may differ in what a virtual machine lets through.
+    kinds = ("model name", "flags", "Features", "CPU part")
+    about = sorted({line for line in lines if line.startswith(kinds)})
+    return " ".join([platform.machine(), platform.processor(), *about])

@@ -110,8 +110,10 @@ def _candidates(trainer: Trainer) -> list[str]:
         return ["plain", "graph"]
     if not hasattr(trainer.policy.net, "training_form"):
         return ["plain"]
-    if (fault := _fault("fast", trainer)) is not None:
-        print(f"form=fast is left out: {fault}")
+    fault = _fault("fast", trainer)
+    # What one process cannot have none of them tries, or they would wait for each other's steps.
+    if trainer.ranks.any(fault is not None):
+        print(f"form=fast is left out: {fault or 'another process cannot have it'}")
         return ["plain"]
     return ["plain", "fast"]
 

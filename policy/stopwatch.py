@@ -67,10 +67,10 @@ def table(seconds: dict[str, float], *, n_steps: int, work: tuple[str, ...]) -> 
         work: parts that are no overhead.
     """
     total = sum(seconds.values())
-    lines = [f"{'part of a step':<16}{'ms':>10}{'share':>8}"]
+    lines = [f"{'part of a step':<20}{'ms':>10}{'share':>8}"]
     for name, spent in seconds.items():
-        lines.append(f"{name:<16}{1e3 * spent / n_steps:>10.3f}{spent / total:>8.1%}")
-    lines.append(f"{'all':<16}{1e3 * total / n_steps:>10.3f}{1:>8.0%}")
+        lines.append(f"{name:<20}{1e3 * spent / n_steps:>10.3f}{spent / total:>8.1%}")
+    lines.append(f"{'all':<20}{1e3 * total / n_steps:>10.3f}{1:>8.0%}")
     overhead = 1 - sum(seconds.get(name, 0.0) for name in work) / total
     lines.append(f"outside of {', '.join(work)}: {overhead:.1%}")
     return "\n".join(lines)

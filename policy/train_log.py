@@ -44,8 +44,12 @@ class Log:
     def __exit__(self, *_exception: object) -> None:
         self._stack.close()
         n_steps = self._run.trainer.step_count - self._first
-        if not isinstance(self.watch, NoStopwatch) and n_steps > 0:
+        if isinstance(self.watch, NoStopwatch):
+            return
+        if n_steps > 0:
             print(f"\n{table(self.watch.seconds(), n_steps=n_steps, work=WORK)}")
+        else:
+            print(f"no profile: it leaves out the first {WARM_UP} steps, and there were no more")
 
     def loss(self) -> float:
         """Write the mean loss since the last line; returns it. All processes have to ask.

@@ -52,11 +52,6 @@ class Run:
         # The first process may be about to write it, so that the others ask that one.
         if self.trainer.ranks.agree(float(self.place.exists())):
             return self.place
-        if not self.trainer.is_finite():
-            raise ValueError(
-                f"the weights are not finite at step {self.trainer.step_count} and are not saved: "
-                f"lower optimizer.lr; earlier checkpoints are in {self.out}"
-            )
         return self.save()
 
     @property
@@ -65,7 +60,16 @@ class Run:
         return self.trainer.ranks.rank == 0
 
     def save(self) -> Path:
-        """Write a checkpoint and let older ones go; all processes have to ask, the first writes."""
+        """Write a checkpoint and let older ones go; all processes have to ask, the first writes.
+
+        Raises:
+            ValueError: the weights are not finite; the older ones stay.
+        """
+        if not self.trainer.is_finite():
+            raise ValueError(
+                f"the weights are not finite at step {self.trainer.step_count} and are not saved: "
+                f"lower optimizer.lr; earlier checkpoints are in {self.out}"
+            )
         policy, state = self.trainer.policy, self.trainer.state()
         if not self.is_first_rank:
             return self.place

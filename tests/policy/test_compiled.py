@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -51,11 +52,14 @@ def test_another_source_is_another_library(source):
     assert len(kept()) == 4
 
 
-def test_another_processor_is_another_library(source, monkeypatch):
+def test_another_processor_or_system_is_another_library(source, monkeypatch):
     load(source)
-    monkeypatch.setattr(compiled, "_processor", lambda: "another")
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "another"))
     load(source)
     assert len(kept()) == 4
+    monkeypatch.setattr(platform, "processor", lambda: "another")
+    load(source)
+    assert len(kept()) == 6
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "emptied", "no digest", "broken digest"])

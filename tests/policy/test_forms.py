@@ -18,6 +18,7 @@ from policy.entry import compose_config
 from policy.forms import Captured, learner
 from policy.nets.compiled import CompileError
 from policy.precision import pick_precision
+from policy.ranks import Ranks
 from policy.train_run import Run, prepare
 from policy.trainer import Trainer
 
@@ -190,6 +191,14 @@ def test_without_a_compiler_it_is_plain_unless_fast_is_asked_for(store, capsys):
     for given in ("precision=fp32", "precision=auto"):
         with pytest.raises(ValueError, match="form=fast cannot be had here: there is no compiler"):
             prepared(store, given, "form=fast")
+
+
+def test_what_another_process_cannot_have_is_not_tried(store, monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr(Ranks, "any", lambda _, flag: told.append(flag) or True)
+    assert prepared(store).cfg.form == "plain"
+    assert told == [False]
+    assert "form=fast is left out: another process cannot have it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["fast", "graph"])

@@ -154,3 +154,33 @@ def test_the_training_form_has_the_parameters_of_the_network_itself():
     net = UNet1d(action_size=3, cond_size=7, pred_horizon=4, channels=[8, 16])
     fast = net.training_form()
     assert [id(p) for p in fast.parameters()] == [id(p) for p in net.parameters()]
+
+
+def test_the_training_form_takes_no_notice_of_a_reduced_precision_outside():
+    net = UNet1d(action_size=3, cond_size=7, pred_horizon=4, channels=[8, 16])
+    awake(net)
+    fast = net.training_form()
+    x, c_noise, cond = torch.randn(2, 4, 3), torch.randn(2, 4), torch.randn(2, 7)
+    expected = fast(x, c_noise, cond)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fast(x, c_noise, cond), expected)
+        found = fast(x.bfloat16(), c_noise, cond.bfloat16())
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0.1)
+
+
+def test_the_training_form_of_another_dtype_is_refused():
+    net = UNet1d(action_size=3, cond_size=7, pred_horizon=4, channels=[8, 16]).double()
+    with pytest.raises(ValueError, match=r"network is torch.float64 on cpu: .* torch.float32"):
+        net.training_form()
+
+
+@pytest.mark.parametrize("n_positions", [2, 16])
+def test_second_derivatives_are_refused(n_positions):
+    """They would be wrong without a word: what C++ does is not recorded."""
+    x = torch.randn(n_positions, 2, 4, requires_grad=True)
+    y = short_conv(x, torch.randn(4, 4, 5, requires_grad=True))
+    z = norm_act(x, torch.zeros(4), nn.GroupNorm(2, 4), is_mish=False)
+    for out in (y, z):
+        (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()

@@ -54,8 +54,7 @@ def test_no_stopwatch_counts_nothing(clock):
     assert watch._parts == {}
 
 
-@pytest.mark.parametrize("is_wanted", [True, False])
-def test_a_run_prints_where_its_time_went_if_it_is_asked_to(tmp_path, capsys, is_wanted):
+def train_with(tmp_path: Path, *settings: str) -> None:
     contract = Contract(
         observation={"state": Field(shape=(2,))}, action=Field(shape=(2,)), control_dt=0.1
     )
@@ -63,9 +62,19 @@ def test_a_run_prints_where_its_time_went_if_it_is_asked_to(tmp_path, capsys, is
     for _ in range(3):
         walk = rng.normal(size=(20, 4)).astype(np.float32)
         store.append({"state": walk[:, :2], "action": walk[:, 2:]})
-    settings = ["batch_size=8", "precision=fp32", "device=cpu", "threads=1", "net.channels=[8,16]"]
-    told = [f"store.path={store.path}", f"out={tmp_path / 'run'}", f"profile={is_wanted}"]
-    train.run(compose_config("train", [*told, *settings, "steps=6", "log_every=2"]))
+    small = ["batch_size=8", "precision=fp32", "device=cpu", "threads=1", "net.channels=[8,16]"]
+    told = [f"store.path={store.path}", f"out={tmp_path / 'run'}", "log_every=2"]
+    train.run(compose_config("train", [*told, *small, *settings]))
+
+
+def test_a_run_too_short_for_a_profile_says_so(tmp_path, capsys):
+    train_with(tmp_path, "steps=3", "profile=true")
+    assert "no profile: it leaves out the first 3 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_a_run_prints_where_its_time_went_if_it_is_asked_to(tmp_path, capsys, is_wanted):
+    train_with(tmp_path, "steps=6", f"profile={is_wanted}")
     shown = capsys.readouterr().out
     assert ("part of a step" in shown) == is_wanted
     if is_wanted:

@@ -120,6 +120,19 @@ def test_layers_draw_the_same_whatever_was_drawn_before(store):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_weights_that_are_not_finite_are_never_saved_and_earlier_ones_stay(store, tmp_path):
+    run = prepared(store, "net.channels=[8,16]", "keep=1")
+    run.out = tmp_path
+    good = run.save()
+    run.trainer.step_count += 1
+    with torch.no_grad():
+        next(run.trainer.policy.parameters()).view(-1)[0] = torch.nan
+    for save in (run.save, run.save_unless_saved):
+        with pytest.raises(ValueError, match="not finite at step 1 and are not saved: lower"):
+            save()
+    assert sorted(tmp_path.glob("checkpoints/step_*")) == [good]
+
+
 def test_observation_noise_is_added_in_training_alone(store):
     run = prepared(store, "augment.std=0.2", "net.channels=[8,16]")
     seen = []
