@@ -23,16 +23,10 @@ from torch import Tensor
 from data.types import Contract
 from policy.build import chunk_space, from_checkpoint
 from policy.checkpoint import load
-from policy.guidance.cfg import classifier_free
 from policy.model import DiffusionPolicy
-from policy.replay import Replay, denoisers_at
-from policy.streams import Streams, element_told, put, take, zeros
-from policy.types import Denoiser, Sampler
-from policy.witness import Witness
-
-
-class NotFiniteError(ValueError):
-    """The denoiser predicted something that is not a number."""
+from policy.streams import NotFiniteError, Streams, element_told, put, take, zeros
+from policy.tick import Tick, TickCall, noise_of
+from policy.types import Carry, Sampler
 
 
 class Agent:
@@ -79,8 +73,9 @@ class Agent:
         self.horizons, self.inference_delay = space.horizons, space.inference_delay
         self.device = torch.device(device)
         self.rows, self.goal_weight = rows, goal_weight
-        levels = getattr(sampler, "levels", [])
-        self._at = denoisers_at(self.policy, levels)  # of each call, where that is known
+        self.tick = Tick(self.policy, sampler, goal_weight=goal_weight)
+        self._call: TickCall | None = None  # Another one to use in its place, and ...
+        self._noise: Sequence[tuple[int, ...]] = ()  # ... the noise that it takes.
         self.weights = "raw"  # which weights the policy holds; a checkpoint says
 
     @classmethod
@@ -148,6 +143,21 @@ class Agent:
         """
         chunks = sum(math.ceil(length / self.horizons.action) for length in lengths)
         return (self.sampler.start_nfe * len(lengths) + self.nfe * chunks) / sum(lengths)
+
+    def use(self, call: TickCall | None) -> None:
+        """Take another way to compute `tick`, such as a compiled one; None: as it is.
+
+        A stream's first chunk still begins as it did, by `Tick.start`.
+
+        Args:
+            call: of the same policy and sampler, for `rows` rows; it is given observations on the
+                host, and gives actions and faults there or on the device.
+
+        Raises:
+            ValueError: the sampler's calls are not always the same.
+        """
+        self._noise = () if call is None else self.tick.draws(self.rows).noise
+        self._call = call
 
     def start(self, seeds: Sequence[int]) -> Streams:
         """New streams, one per seed; the sampler starts them at their first observation."""
@@ -231,26 +241,45 @@ class Agent:
     ) -> np.ndarray:
         """Chunks of the streams of one group, in its order."""
         taken, slots = list(group), list(group.values())
-        filler = slots[0]
-        slot_of_row = [group.get(row, filler) for row in range(self.rows)]
-        rows = {k: torch.from_numpy(v[slot_of_row]).to(self.device) for k, v in observation.items()}
-        denoiser, cond = self._weigh_goal(self.policy.encode(rows))
+        slot_of_row = [group.get(row, slots[0]) for row in range(self.rows)]
+        # Streams that are the rows, as they come, need no gathering.
+        is_all = slot_of_row == slots == list(range(len(streams.seeds)))
+        seen = {
+            name: torch.from_numpy(np.array(v, order="C") if is_all else v[slot_of_row])
+            for name, v in observation.items()
+        }
         self._renew_if_told_otherwise(streams, observation, slots)
-        witness = Witness(denoiser, self.rows)
-        fresh = {row: slot for row, slot in group.items() if slot in streams.fresh}
-        if fresh:
-            started = self.sampler.start(witness, cond, self._generators(streams, fresh))
-            if streams.carry is None:
-                streams.carry = zeros(started, len(streams.seeds))
-            streams.carry = put(streams.carry, list(fresh.values()), take(started, list(fresh)))
-            streams.fresh -= set(fresh.values())
+        earlier = self._start_fresh(streams, seen, group)
         assert streams.carry is not None
-        carry = take(streams.carry, slot_of_row)
-        x0, carry = self.sampler(witness, cond, carry, self._generators(streams, group))
-        streams.carry = put(streams.carry, slots, take(carry, taken))
-        actions = self.policy.actions(x0, rows)[:, self.horizons.past :].cpu().numpy()
-        self._check_finite(streams, group, actions, witness.sigma_of_fault())
-        return actions[taken]
+        carry = streams.carry if is_all else take(streams.carry, slot_of_row)
+        generators = self._generators(streams, group)
+        if self._call is None:
+            actions, x, sigma, fault = self.tick.drawing(self._there(seen), carry, generators)
+        else:
+            noise = noise_of(self._noise, generators)
+            actions, x, sigma, fault = self._call(seen, carry.x, carry.sigma, noise)
+        carry = Carry(x, sigma)
+        streams.carry = carry if is_all else put(streams.carry, slots, take(carry, taken))
+        made = actions.cpu().numpy()
+        self._check_finite(streams, group, made, _first(earlier, fault.tolist()))
+        return made if is_all else made[taken]
+
+    def _start_fresh(
+        self, streams: Streams, seen: Mapping[str, Tensor], group: Mapping[int, int]
+    ) -> list[float]:
+        """Begin the fresh streams of a group; the level of a fault in each row, 0 for none."""
+        fresh = {row: slot for row, slot in group.items() if slot in streams.fresh}
+        if not fresh:
+            return [0.0] * self.rows
+        started, fault = self.tick.start(self._there(seen), self._generators(streams, fresh))
+        if streams.carry is None:
+            streams.carry = zeros(started, len(streams.seeds))
+        streams.carry = put(streams.carry, list(fresh.values()), take(started, list(fresh)))
+        streams.fresh -= set(fresh.values())
+        return fault.tolist()
+
+    def _there(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values.to(self.device) for name, values in seen.items()}
 
     def _renew_if_told_otherwise(
         self, streams: Streams, observation: Mapping[str, np.ndarray], slots: Sequence[int]
@@ -262,16 +291,6 @@ class Agent:
                 if streams.told.get(slot, element) != element:
                     self.renew(streams, slot)
                 streams.told[slot] = element
-
-    def _weigh_goal(self, cond: Tensor) -> tuple[Denoiser, Tensor]:
-        """Denoiser of one sampler call, and condition, by which the goal counts as it shall."""
-        denoiser = Replay(self._at) if self._at else self.policy
-        if self.goal_weight == 1:
-            return denoiser, cond
-        null_cond = self.policy.without_goal(cond)
-        if self.goal_weight == 0:
-            return denoiser, null_cond
-        return classifier_free(denoiser, null_cond=null_cond, weight=self.goal_weight), cond
 
     def _check_finite(
         self, streams: Streams, group: dict[int, int], actions: np.ndarray, faults: list[float]
@@ -292,3 +311,8 @@ class Agent:
         return [
             streams.generators[group[row]] if row in group else spare for row in range(self.rows)
         ]
+
+
+def _first(earlier: list[float], later: list[float]) -> list[float]:
+    """Of each row the first level that is positive."""
+    return [a if a > 0 else b for a, b in zip(earlier, later, strict=True)]

@@ -19,6 +19,7 @@ from policy.control.governor import Governor
 from policy.control.injected import Faults
 from policy.control.latency import TimingLog
 from policy.control.manner import number
+from policy.engine import agents_of
 from policy.entry import compose_part, pick_device, plain, urgent_of
 from policy.foresight import check_has_delays
 from policy.interruption import Interruption
@@ -27,9 +28,15 @@ from policy.play import Episode, play
 
 
 class Control(Protocol):
-    """Plays episodes as configured."""
+    """Plays episodes as configured.
+
+    Attributes:
+        agent: whose chunks are executed.
+        agents: all that are used; one for each number of decided actions.
+    """
 
     agent: Agent
+    agents: list[Agent]
 
     def measure(self, make_env: MakeEnv) -> list[Episode]:
         """The episodes by seed; after Ctrl-C those that were finished.
@@ -76,6 +83,7 @@ class Lockstep:
             rows=cfg.rows,
             goal_weight=cfg.goal_weight,
         )
+        self.agents = [self.agent]
 
     def measure(self, make_env: MakeEnv) -> list[Episode]:
         """The episodes by seed; after Ctrl-C those that were finished."""
@@ -140,7 +148,8 @@ class AsyncLoop:
             goal_weight=cfg.goal_weight,
             foresight=cfg.seam.foresight,
         )
-        self.agent = self._planner.agent
+        self.agents = agents_of(self._planner)
+        self.agent = self.agents[0]
         self.log = TimingLog(self.agent.contract.control_dt)
         self._refusals: dict[str, int] = {}
 

@@ -3,6 +3,7 @@
     cadence evaluate checkpoint=outputs/train/latest env=pillar episodes=100 seed=100000
     cadence evaluate checkpoint=outputs/train/latest env=metaworld_10 episodes=20  # of each task
     cadence evaluate checkpoint=... env=gym_pusht control=async delay=2 seam=blend
+    cadence evaluate checkpoint=... env=pillar engine=fused engine.weights=int8
 
 Episode i starts from seed `seed + i`. Its result depends on the checkpoint, the sampler and that
 seed, not on `num_envs`. An episode's score is its best reward (the protocol of Diffusion Policy,
@@ -15,6 +16,9 @@ virtual clock: its threads, mailboxes and governor are the real ones, each chunk
 ticks (`faults` has jitter, drops and stalls), and `seam` says how the loop deals with it. See also
 `cadence delays`.
 
+The network is computed as it is written, unless `engine` says how (see `cadence serve --help`):
+so the success of smaller weights is measured.
+
 Writes results.json (episodes, score, success, the return as total, their intervals,
 calls_per_action, fingerprint) and videos/*.mp4. Ctrl-C keeps the finished episodes, marked as
 incomplete.
@@ -26,6 +30,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from data.record import contract_of
@@ -35,6 +40,7 @@ from envs.vector import MakeEnv
 from policy.agent import Agent
 from policy.controls import AsyncLoop, Control, Lockstep
 from policy.durable import write_json
+from policy.engine import use_engine
 from policy.entry import entry, out_dir, pick_device, plain, use_threads
 from policy.fingerprint import fingerprint
 from policy.play import Episode
@@ -102,6 +108,7 @@ def run(cfg: DictConfig) -> dict:
         raise ValueError(f"episodes is {cfg.episodes}, it must be at least 1")
     use_threads(cfg.threads)
     device = pick_device(cfg.device)
+    engine = instantiate(cfg.engine)  # First, since it takes no time to be refused.
     control = control_of(cfg)
     agent = control.agent
     makers = {task: maker(cfg, task) for task in tasks_of(cfg)}
@@ -112,6 +119,7 @@ def run(cfg: DictConfig) -> dict:
     print(
         f"checkpoint: {cfg.checkpoint}, weights: {agent.weights}, device: {device}, {agent.calls}"
     )
+    print(use_engine(control.agents, engine))
     by_task = measure_tasks(control.measure, makers, cfg)
     episodes = [episode for part in by_task.values() for episode in part]
     results = {
@@ -125,6 +133,7 @@ def run(cfg: DictConfig) -> dict:
         "inference_delay": cfg.inference_delay,
         "goal_weight": cfg.goal_weight,
         "control": cfg.control,
+        "engine": plain(cfg.engine),
         **control.facts(),
         "checkpoint": str(cfg.checkpoint),
         "env": plain(cfg.env),

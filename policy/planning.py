@@ -9,18 +9,55 @@ own, with fewer calls.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import torch
 
 from data.types import Contract, Horizons
-from policy.agent import Agent
-from policy.build import chunk_space, from_checkpoint
-from policy.checkpoint import load
-from policy.foresight import Foresight, load_foresight
 from policy.streams import Streams
 from policy.types import ActionChunk, Request, Sampler
+
+if TYPE_CHECKING:
+    from policy.foresight import Foresight
+
+
+class StreamAgent(Protocol):
+    """What a planner needs of `policy.agent.Agent`, whose methods are explained there."""
+
+    horizons: Horizons
+    weights: str
+
+    @property
+    def contract(self) -> Contract:
+        """Meaning of the observations and actions."""
+        ...
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser calls per chunk."""
+        ...
+
+    @property
+    def calls(self) -> str:
+        """The same in words."""
+        ...
+
+    def start(self, seeds: Sequence[int]) -> Streams:
+        """New streams, one per seed."""
+        ...
+
+    def renew(self, streams: Streams, slot: int) -> None:
+        """Forget what a stream has planned."""
+        ...
+
+    def shift(self, streams: Streams, n_executed: int) -> None:
+        """Time moved on by `n_executed` actions."""
+        ...
+
+    def chunk(self, streams: Streams, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Actions [N, Tp - past, Da] of each stream, from field name -> [N, To, ...]."""
+        ...
 
 
 class AgentPlanner:
@@ -41,10 +78,10 @@ class AgentPlanner:
 
     def __init__(
         self,
-        agents: Sequence[Agent],
-        urgent: Sequence[Agent] | None = None,
+        agents: Sequence[StreamAgent],
+        urgent: Sequence[StreamAgent] | None = None,
         *,
-        foresight: Foresight | None = None,
+        foresight: "Foresight | None" = None,
     ):
         if not agents or urgent == []:
             raise ValueError("agents is empty: give at least the agent without decided actions")
@@ -86,6 +123,12 @@ class AgentPlanner:
             ValueError: there are not so many actions in a chunk, the sampler does not fit, or the
                 policy's observations cannot be foreseen.
         """
+        # What is imported here, a planner of an exported policy does without.
+        from policy.agent import Agent
+        from policy.build import chunk_space, from_checkpoint
+        from policy.checkpoint import load
+        from policy.foresight import load_foresight
+
         loaded = load(path)
         policy = from_checkpoint(loaded)
 
@@ -116,9 +159,14 @@ class AgentPlanner:
         )
 
     @property
-    def agent(self) -> Agent:
+    def agent(self) -> StreamAgent:
         """The agent without decided actions."""
         return self._agents[0]
+
+    @property
+    def all_agents(self) -> list[StreamAgent]:
+        """All agents, in the order of their decided actions; urgent ones of their own last."""
+        return [*self._agents, *(a for a in self._urgent if a not in self._agents)]
 
     @property
     def max_delay(self) -> int:
@@ -185,7 +233,7 @@ class AgentPlanner:
         decided = request.decided[: 1 + longest]
         return self._foresight(request.history, decided), decided[1:].astype(dtype)
 
-    def _move_on(self, agent: Agent, streams: Streams, passed: int) -> None:
+    def _move_on(self, agent: StreamAgent, streams: Streams, passed: int) -> None:
         if 0 <= passed < self.horizons.future:
             agent.shift(streams, passed)
         else:

@@ -12,6 +12,10 @@ from torch import Tensor
 from policy.types import Carry
 
 
+class NotFiniteError(ValueError):
+    """The denoiser predicted something that is not a number."""
+
+
 @dataclass
 class Streams:
     """What an agent keeps of each stream.

@@ -18,9 +18,23 @@ from data.types import Contract, Horizons, Observation
 # How far a level may lie beside the trained ones, of itself: float32 and six printed digits round.
 ROUNDING = 1e-5
 
+
+class NoiseSource(Protocol):
+    """Noise that somebody else draws, such as `policy.diffusion.noise.Tape`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the noise is."""
+        ...
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise of a shape."""
+        ...
+
+
 # One generator for a whole batch, or one per stream so that a stream's noise does not depend on
-# which others share its batch.
-Generator = torch.Generator | Sequence[torch.Generator]
+# which others share its batch; or noise that was drawn before.
+Generator = torch.Generator | Sequence[torch.Generator] | NoiseSource
 
 
 class Denoiser(Protocol):

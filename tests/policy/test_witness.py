@@ -42,3 +42,15 @@ def test_the_level_is_that_of_the_faulty_action():
     witness = Witness(broken, rows=1)
     witness(torch.zeros(1, 3, 2), torch.tensor([[0.1, 1.0, 20.0]]), torch.zeros(1, 1))
     assert witness.sigma_of_fault() == pytest.approx([0.1])
+
+
+def test_a_row_without_calls_has_no_fault():
+    assert Witness(lambda x, sigma, cond: x, rows=2).sigma_of_fault() == [0, 0]
+
+
+def test_calls_of_several_sizes_count_in_their_order():
+    witness = Witness(broken_below(1.0, row=0), rows=3)
+    two = torch.tensor([0.8, 0.7]).repeat_interleave(3)[:, None].expand(6, 4)
+    witness(torch.zeros(6, 4, 2), two, torch.zeros(6, 1))
+    witness(torch.zeros(3, 4, 2), torch.full((3, 4), 0.9), torch.zeros(3, 1))
+    assert witness.sigma_of_fault() == pytest.approx([0.8, 0, 0])
