@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 demo: .venv/.core
 	$(BIN)/cadence demo
 
-bench: .venv/.core
+bench: .venv/.dev
 	$(BIN)/cadence bench
 
 test: .venv/.dev
@@ -31,7 +31,7 @@ format: .venv/.dev
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(PIP) -e '.[dev,pusht,metaworld,tensorboard,ur,import,lerobot,remote]'
+	$(PIP) -e '.[dev,pusht,metaworld,tensorboard,ur,import,lerobot,remote,onnx]'
 	touch $@
 
 clean:

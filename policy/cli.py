@@ -12,7 +12,7 @@ VERBS = {
     "train": "train a diffusion policy on a store of demonstrations",
     "fit": "fit to a checkpoint what samplers start from: grids of noise levels, anchors",
     "import": "bring the demonstrations of other formats into a store",
-    "export": "write the demonstrations of a store in a format of others",
+    "export": "write demonstrations in a format of others, or a policy as a package",
     "foresee": "give a checkpoint foresight: late chunks start from where the robot will be",
     "import_policy": "make a checkpoint of a published state-based Diffusion Policy",
     "finetune": "improve a checkpoint by reward: play, learn from it, keep the best",

@@ -35,6 +35,9 @@ PATHS = (
     "checkpoint",
     "out",
     "png",
+    "against",
+    "save",
+    "data.store",
 )  # may hold what Hydra's grammar minds
 
 

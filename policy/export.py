@@ -1,4 +1,4 @@
-"""Write a store's demonstrations in a format of others.
+"""Write a store's demonstrations in a format of others, or a policy as a package.
 
     cadence export format=lerobot_v3 store=outputs/collect/latest/store.zarr out=my_data_set
     cadence export format=lerobot_v3 store=push_t_human store.path=PATH out=push_t
@@ -8,10 +8,20 @@
 is in configs/store/NAME.yaml. What LeRobot has no place for (units, frames, limits, ...) is written
 beside it, so that `cadence import format=lerobot src=my_data_set store=PATH` asks nothing and gives
 an equal store. The data set appears under its name once it is whole: after Ctrl-C there is nothing.
+
+    cadence export format=aot checkpoint=outputs/train/latest sampler=ddim_8 out=my_policy
+    cadence export format=onnx checkpoint=outputs/train/latest sampler=streaming out=my_policy
+    cadence export format=onnx checkpoint=outputs/train/latest what=denoiser out=my_denoiser
+
+A package is a sampler call as a graph (observation, carry and noise in, actions and carry out), or
+encoder, one denoiser call and un-normalisation. It is compared with the checkpoint, and there is
+none where the error is over the tolerance; then both are timed in turns. cadence serve
+checkpoint=my_policy needs neither the networks' nor the samplers' code. aot is native code for
+processors like this one, so run packages of your own only; onnx runs anywhere with onnxruntime.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -19,11 +29,11 @@ from omegaconf import DictConfig
 
 from data.exporters.exporter import Exporter, ExportReport
 from data.store import EpisodeStore
+from data.wording import counted
 from policy.entry import CONFIGS, entry, out_dir
 from policy.progress import progress_bar
 
 FREE = ("format.features.",)  # settings whose names the user chooses
-EXPORTERS = "data.exporters."
 
 
 def open_exporter(cfg: DictConfig) -> Exporter:
@@ -38,11 +48,27 @@ def open_exporter(cfg: DictConfig) -> Exporter:
 def written_formats() -> list[str]:
     """Names of the formats that can be exported."""
     paths = sorted((CONFIGS / "format").glob("*.yaml"))
-    return [p.stem for p in paths if f"_target_: {EXPORTERS}" in p.read_text()]
+    targets = [f"_target_: {package}" for package in WAYS]
+    return [p.stem for p in paths if any(target in p.read_text() for target in targets)]
 
 
 def run(cfg: DictConfig) -> Path:
-    """Export as configured; returns the path of the data set."""
+    """Export as configured; returns the path of what was written."""
+    target = str(cfg.format.get("_target_"))
+    return next(way for package, way in WAYS.items() if target.startswith(package))(cfg)
+
+
+def export_store(cfg: DictConfig) -> Path:
+    """Write a store's demonstrations; returns the path of the data set.
+
+    Raises:
+        ValueError: `checkpoint` is given, or `store` is several stores.
+    """
+    if cfg.checkpoint is not None:
+        raise ValueError(
+            f"this format is of stores, checkpoint is {cfg.checkpoint}: give store=..., or "
+            f"format=aot or onnx for a policy"
+        )
     exporter = open_exporter(cfg)
     store = instantiate(cfg.store)
     if not isinstance(store, EpisodeStore):
@@ -56,10 +82,25 @@ def run(cfg: DictConfig) -> Path:
     return out
 
 
+def export_package(cfg: DictConfig) -> Path:
+    """Write a policy; returns the path of the package. For errors see `policy.export_policy`."""
+    from policy.export_policy import export_policy  # Networks are not needed to write stores.
+
+    return export_policy(cfg)
+
+
+# Package of a format's class -> how it is exported. What is exported (here a store), the way reads
+# from the configuration; settings that only another way needs, it refuses.
+WAYS: Mapping[str, Callable[[DictConfig], Path]] = {
+    "data.exporters.": export_store,
+    "policy.packaged.": export_package,
+}
+
+
 def describe(report: ExportReport) -> str:
     """What was written, in words."""
     lines = [
-        f"exported: {report.n_episodes} episodes, {report.n_steps} steps, "
+        f"exported: {counted(report.n_episodes, 'episode')}, {counted(report.n_steps, 'step')}, "
         f"{report.n_bytes / 1e6:.1f} MB, to {report.path}",
         *(f"note: {note}" for note in report.notes),
     ]
@@ -80,6 +121,15 @@ def free_settings(arguments: Sequence[str]) -> list[str]:
             argument = f"store.path={value}"
         changed.append(f"++{argument}" if argument.startswith(FREE) else argument)
     return changed
+
+
+def without_store(arguments: Sequence[str]) -> list[str]:
+    """Arguments of a policy's export, whose store none has to be given for."""
+    named = [a.removeprefix("format=") for a in arguments if a.startswith("format=")]
+    files = [CONFIGS / "format" / f"{name}.yaml" for name in named]
+    is_policy = any(f.is_file() and "_target_: policy.packaged." in f.read_text() for f in files)
+    has_store = any(a.startswith(("store=", "store.")) for a in arguments)
+    return [*arguments, "~store"] if is_policy and not has_store else list(arguments)
 
 
 def check_format(arguments: Sequence[str]) -> None:
@@ -105,8 +155,8 @@ def main() -> None:
     except ValueError as error:
         print(f"cadence export: error: {error}", file=sys.stderr)
         sys.exit(1)
-    sys.argv[1:] = free_settings(sys.argv[1:])
-    entry("export", run)
+    sys.argv[1:] = without_store(free_settings(sys.argv[1:]))
+    entry("export", run, choices={"format": written_formats()})
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from envs.vector import MakeEnv, make_vec
 from policy.agent import Agent, NotFiniteError
-from policy.bench import percentiles_ms
+from policy.benches.rounds import percentiles_ms
 from policy.build import chunk_space, from_checkpoint
 from policy.checkpoint import added_to, load
 from policy.durable import write_json, write_text

@@ -11,8 +11,9 @@ chunks meet. Nothing reaches the robot but what the governor (`governor`) lets t
 application-level protection, not a certified safety function, and a robot's own emergency stop
 stays mandatory. Ctrl-C brings the robot to rest within its limits and keeps what was measured; so
 does `kill -USR1 PID` as an emergency stop, at the next tick. A fault of the governor ends the run
-with exit status 3. Latencies are of warm calls. Writes run.json; with `trace=true` also what was
-seen, planned and sent, for `cadence view`.
+with exit status 3. `engine` says how the network is computed (see `cadence serve --help`).
+Latencies are of warm calls. Writes run.json; with `trace=true` also what was seen, planned and
+sent, for `cadence view`.
 """
 
 import contextlib
@@ -40,10 +41,13 @@ from policy.control_thread import (
     undisturbed,
 )
 from policy.durable import write_json
+from policy.engine import agents_of, use_engine
 from policy.entry import entry, out_dir, pick_device, plain, urgent_of, use_threads
 from policy.fingerprint import fingerprint
 from policy.foresight import check_has_delays
 from policy.interruption import Interruption
+from policy.packaged.manifest import is_package, read_manifest
+from policy.packaged_planner import package_planner
 from policy.planning import AgentPlanner
 from policy.run_report import Episode, refusals_of, summary_line, timing_table
 from policy.serve import read_token
@@ -172,20 +176,26 @@ def planner_of(cfg: DictConfig, robot: Contract) -> Iterator[Planner]:
         ) as remote:
             yield remote
         return
-    device = pick_device(cfg.device)
-    local = AgentPlanner.load(
-        cfg.checkpoint,
-        instantiate(cfg.sampler),
-        make_urgent=urgent_of(cfg),
-        action_horizon=cfg.action_horizon,
-        device=device,
-        goal_weight=cfg.goal_weight,
-        foresight=cfg.seam.foresight,
-    )
+    if _is_trained(cfg):
+        device = pick_device(cfg.device)
+        local = AgentPlanner.load(
+            cfg.checkpoint,
+            instantiate(cfg.sampler),
+            make_urgent=urgent_of(cfg),
+            action_horizon=cfg.action_horizon,
+            device=device,
+            goal_weight=cfg.goal_weight,
+            foresight=cfg.seam.foresight,
+        )
+    else:
+        local = package_planner(cfg, "run")
+        device = read_manifest(str(cfg.checkpoint))[0].device
     this = f"checkpoint {cfg.checkpoint}"
     check_told(local.contract, robot, this=this, that="the robot")
     local.contract.check(robot, this=this, that="the robot")
     print(f"device: {device}, {local.agent.calls}")
+    if _is_trained(cfg):
+        print(use_engine(agents_of(local), instantiate(cfg.engine)))
     local.warm_up()
     yield local
 
@@ -273,10 +283,16 @@ def _results(
         "nfe": planner.agent.nfe if isinstance(planner, AgentPlanner) else None,
         "checkpoint": None if cfg.checkpoint is None else str(cfg.checkpoint),
         "policy": cfg.policy,
+        "engine": plain(cfg.engine) if _is_trained(cfg) else None,
         "seam": plain(cfg.seam),
         "seed": cfg.seed,
         "fingerprint": fingerprint(),
     }
+
+
+def _is_trained(cfg: DictConfig) -> bool:
+    """Whether the planner is a checkpoint, whose network an engine computes."""
+    return cfg.checkpoint is not None and not is_package(str(cfg.checkpoint))
 
 
 def main() -> None:

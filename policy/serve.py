@@ -10,6 +10,14 @@ read on the way:
     openssl rand -hex 32 > token && chmod 600 token
     cadence serve checkpoint=outputs/train/latest host=0.0.0.0 token_file=token
 
+`engine` says how the network is computed (auto: the fastest that is made in seconds; best, fused,
+compile, aot, cuda_graph), engine.weights=bf16 or int8 with smaller weights. Whatever is taken is
+compared with the plain network first, and refused where an action is off by more than
+engine.tolerance of its range.
+
+checkpoint= may be a package of `cadence export`. One of format=aot is native code, which loading it
+runs with all rights of this user: serve those of your own only.
+
 GET /health, /ready and /metrics (Prometheus) answer on the same port; with page=true, a browser
 shows there how the robot is controlled. Ctrl-C ends it. This protects an application; it is no
 certified safety function: the robot's own stop stays mandatory.
@@ -25,6 +33,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from policy.entry import entry, pick_device, urgent_of, use_threads
+from policy.packaged.manifest import is_package
+from policy.packaged_planner import package_planner
 from policy.planning import AgentPlanner
 from policy.serving.endpoints import WATCH_PAGE
 from policy.serving.server import PolicyServer
@@ -105,10 +115,18 @@ async def serve(server: PolicyServer) -> None:
     print("ended", flush=True)
 
 
-def run(cfg: DictConfig) -> None:
-    """Serve as configured."""
-    settings = settings_of(cfg)  # First, since it takes no time to be refused.
-    use_threads(cfg.threads)
+def planner_of(cfg: DictConfig) -> AgentPlanner:
+    """The planner of a checkpoint, or of a package that `cadence export` made of one.
+
+    Raises:
+        ValueError: there is none, or it cannot be used as configured.
+    """
+    if is_package(str(cfg.checkpoint)):
+        planner = package_planner(cfg, "serve")
+        print(f"package {cfg.checkpoint}: {planner.agent.calls}")
+        return planner
+    from policy.engine import agents_of, use_engine  # Packages need no networks.
+
     device = pick_device(cfg.device)
     planner = AgentPlanner.load(
         cfg.checkpoint,
@@ -120,6 +138,15 @@ def run(cfg: DictConfig) -> None:
         foresight=cfg.foresight,
     )
     print(f"device: {device}, {planner.agent.calls}")
+    print(use_engine(agents_of(planner), instantiate(cfg.engine)))
+    return planner
+
+
+def run(cfg: DictConfig) -> None:
+    """Serve as configured."""
+    settings = settings_of(cfg)  # First, since it takes no time to be refused.
+    use_threads(cfg.threads)
+    planner = planner_of(cfg)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     server = PolicyServer(
         planner,

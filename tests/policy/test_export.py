@@ -60,6 +60,26 @@ def test_export_and_import_give_an_equal_store(store, tmp_path, monkeypatch):
     assert [entry["seed"] for entry in came.episode_metadata] == [0, 1, 2]
 
 
+def test_help_lists_what_is_exported(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cadence", "--help"])
+    export.main()
+    assert "  format=aot|lerobot_v3|onnx  (lerobot_v3)" in capsys.readouterr().out.splitlines()
+
+
+def test_a_format_is_exported_in_the_way_of_its_class(store, tmp_path, monkeypatch):
+    """Other ways may take something else than a store."""
+    cfg = compose_config("export", [f"store.path={store}", "format.robot_type=arm"])
+    ways = {
+        "other.": lambda cfg: Path("other"),
+        "data.exp": lambda cfg: Path(cfg.format.robot_type),
+    }
+    monkeypatch.setattr(export, "WAYS", ways)
+    assert export.run(cfg) == Path("arm")
+    assert export.written_formats() == ["lerobot_v3"]
+    monkeypatch.setattr(export, "WAYS", {"data.importers.": export.export_store})
+    assert "robomimic" in export.written_formats()
+
+
 def test_features_are_named_on_the_command_line(store, tmp_path, monkeypatch):
     wanted = "format.features.agent=observation.environment_state"
     assert command(monkeypatch, f"store={store}", f"out={tmp_path / 'out'}", wanted) == 0
@@ -80,7 +100,7 @@ def test_a_format_that_is_only_read_is_refused(store, tmp_path, monkeypatch, cap
         status = command(monkeypatch, f"format={name}", f"store={store}", f"out={tmp_path / 'o'}")
         assert status == 1
         assert f"format={name} can only be imported: choose format=" in capsys.readouterr().err
-    assert export.written_formats() == ["lerobot_v3"]
+    assert export.written_formats() == ["aot", "lerobot_v3", "onnx"]
 
 
 @pytest.mark.parametrize(

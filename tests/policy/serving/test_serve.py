@@ -69,7 +69,7 @@ def test_x3_there_is_no_setting_for_the_token_itself():
 def test_a_served_checkpoint_plans_bit_for_bit_as_it_does_here(pillar_checkpoint: Path):
     command = [sys.executable, "-m", "policy.cli", "serve", f"checkpoint={pillar_checkpoint}"]
     process = subprocess.Popen(
-        [*command, "port=0", "sampler=ddim_3"],
+        [*command, "port=0", "sampler=ddim_3", "engine=eager"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -1,0 +1,1 @@
+"""The measurements of `cadence bench`, one a file, and what they share."""

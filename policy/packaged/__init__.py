@@ -1,0 +1,1 @@
+"""Policies exported as packages: graphs that need neither the networks' nor the samplers' code."""
