@@ -123,6 +123,7 @@ def _row(
         "weights": this.weights,
         "calls": this.calls,
         "actions": this.actions,
+        "error": this.error,
         **found,
         "per_call_ms": per_call,
         "per_action_ms": None if this.actions is None else found["p50_ms"] / this.actions,

@@ -19,15 +19,18 @@ from policy.benches.lineup import Row
 from policy.benches.peer import INDICES, Peer
 from policy.benches.rounds import Call
 from policy.candidates import Subject
+from policy.control.engine import Call as Compute
+from policy.control.engine import compared
 from policy.engine import cache_folder
 from policy.model import DiffusionPolicy
-from policy.parity import examples_of
+from policy.parity import action_range, error_in, examples_of
 from policy.tick import Tick, lowered
 from policy.types import Sampler
 
 SIGMA = 1.0  # level of the one denoiser call
 EXAMPLES = 6  # of ticks that an engine is shown: start, pace, and those that are none
 OBSERVATIONS = 64  # that follow each other, again and again
+TOLERANCE = 0.1  # of an engine's actions: what is further off has not computed the same
 SPREAD = 0.02  # of weights that start at zero, as if they were trained
 
 
@@ -43,6 +46,8 @@ class Contestant:
         actions: that are executed of what it makes; None: it makes none.
         weights: what the network's weights are stored as.
         is_peer: whether others are compared with it.
+        error: largest difference of its actions from those of the network as it is written, as a
+            share of the actions' range; None: it is that, or was not compared.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Contestant:
     actions: int | None
     weights: str
     is_peer: bool = False
+    error: float | None = None
 
 
 class Stage:
@@ -100,21 +106,21 @@ class Stage:
         actions = self.horizons.action if row.action is None else row.action
         sampler = self._make_sampler(row, actions)
         agent = Agent(self.policy, sampler, device=self.device, rows=1)
-        self._equip(agent, row.engine, row.weights)
+        error = self._equip(agent, row.engine, row.weights)
         streams = agent.start([0])
 
         def tick() -> None:
             agent.chunk(streams, next(self._observations))
             agent.shift(streams, actions)
 
-        return Contestant(row.name, "chunk", tick, agent.nfe, actions, row.weights)
+        return Contestant(row.name, "chunk", tick, agent.nfe, actions, row.weights, error=error)
 
-    def _equip(self, agent: Agent, engine: str, weights: str) -> None:
-        """Let an agent compute its ticks by an engine."""
+    def _equip(self, agent: Agent, engine: str, weights: str) -> float | None:
+        """Let an agent compute its ticks by an engine; the error of that, see `Contestant`."""
         if engine == "eager":
             if weights != "fp32":
                 raise ValueError(f"engine=eager has weights=fp32, not {weights}: give engine=fused")
-            return
+            return None
         # Programs are made for the levels that the first ones have, at a steady pace; see there.
         examples = examples_of(agent.tick, rows=agent.rows, n=EXAMPLES)
         subject = Subject(agent.tick, examples, weights=weights, lowered=self._lowering(weights))
@@ -124,7 +130,9 @@ class Stage:
             "aot": partial(subject.aot, cache_folder()),
             "cuda_graph": subject.cuda_graph,
         }
-        agent.use(subject.as_tick(makers[engine]()))
+        call = makers[engine]()
+        agent.use(subject.as_tick(call))
+        return _error(subject, call)
 
     def _lowering(self, weights: str) -> Callable[[Tick], Tick] | None:
         """What lowers a tick's network; None where it has no such form."""
@@ -207,6 +215,19 @@ class Stage:
         x = torch.randn(1, self.horizons.pred, size, device=self.device)
         sigma = torch.full((1, self.horizons.pred), SIGMA, device=self.device)
         return x, sigma, itertools.cycle(conditions)
+
+
+@torch.no_grad()
+def _error(subject: Subject, call: Compute) -> float:
+    """How far an engine's actions are off; UnavailableError where that is no rounding."""
+    inputs, plain = [subject.inputs(example) for example in subject.examples], subject.plain()
+    return compared(
+        call,
+        inputs,
+        [plain(*given) for given in inputs],
+        error=error_in(action_range(subject.tick.policy, subject.examples)),
+        tolerance=TOLERANCE,
+    )
 
 
 @torch.no_grad()

@@ -22,8 +22,9 @@ def _latency(group: Mapping) -> str:
         f"{group['threads']} thread(s), {group['rounds']} rounds"
     )
     columns = (
-        f"{'milliseconds':<{NAME}}{'calls':>6}{'timed':>7}{'p50':>10}{'p95':>10}{'p99':>10}"
-        f"{'a call':>9}{'an action':>11}{'x floor':>9}{'x peer, equal calls':>22}"
+        f"{'milliseconds':<{NAME}}{'calls':>6}{'off, %':>8}{'timed':>7}"
+        f"{'p50':>10}{'p95':>10}{'p99':>10}{'a call':>9}{'an action':>11}{'x floor':>9}"
+        f"{'x peer, equal calls':>22}"
         f"{'x peer-16, an action':>24}"
     )
     lines = [head, columns, *(_latency_row(row) for row in group["rows"])]
@@ -39,8 +40,9 @@ def _latency(group: Mapping) -> str:
 
 def _latency_row(row: Mapping) -> str:
     per_action = "" if row["per_action_ms"] is None else f"{row['per_action_ms']:.3f}"
+    off = "" if row["error"] is None else f"{100 * row['error']:.2g}"
     return (
-        f"{_name(row['name'])}{row['calls']:>6}{row['timed']:>7}{row['p50_ms']:>10.3f}"
+        f"{_name(row['name'])}{row['calls']:>6}{off:>8}{row['timed']:>7}{row['p50_ms']:>10.3f}"
         f"{row['p95_ms']:>10.3f}{row['p99_ms']:>10.3f}{row['per_call_ms']:>9.3f}{per_action:>11}"
         f"{row['over_floor']:>9.1f}{_ratio(row['equal_calls']):>22}{_ratio(row['per_action']):>24}"
     ).rstrip()
