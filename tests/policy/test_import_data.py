@@ -31,7 +31,7 @@ TOLD = [
     "control_dt=0.1",
 ]
 
-N_LONG = 300  # episodes whose import is not over before it is interrupted
+N_LONG = 1500  # episodes whose import is not over before it is interrupted
 
 
 def run(*arguments: object) -> Path:

@@ -87,7 +87,11 @@ def test_no_file_is_left_open():
 @needs_linux
 def test_another_program_on_the_same_processor_keeps_what_it_uses():
     own = os.sched_getaffinity(0)
-    spin = "import os; os.sched_setaffinity(0, {%d})\nprint(flush=True)\nwhile True: pass"
+    # It ends by itself, should the system not let this thread run again beside it.
+    spin = (
+        "import os, time; os.sched_setaffinity(0, {%d})\nprint(flush=True)\n"
+        "end = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", spin % min(own)], stdout=subprocess.PIPE, text=True
     )
