@@ -25,7 +25,7 @@ from policy.build import chunk_space, from_checkpoint
 from policy.checkpoint import load
 from policy.model import DiffusionPolicy
 from policy.streams import NotFiniteError, Streams, element_told, put, take, zeros
-from policy.tick import Tick, TickCall, noise_of
+from policy.tick import StartCall, Tick, TickCall, noise_of
 from policy.types import Carry, Sampler
 
 
@@ -74,8 +74,7 @@ class Agent:
         self.device = torch.device(device)
         self.rows, self.goal_weight = rows, goal_weight
         self.tick = Tick(self.policy, sampler, goal_weight=goal_weight)
-        self._call: TickCall | None = None  # Another one to use in its place, and ...
-        self._noise: Sequence[tuple[int, ...]] = ()  # ... the noise that it takes.
+        self.use(None)
         self.weights = "raw"  # which weights the policy holds; a checkpoint says
 
     @classmethod
@@ -144,20 +143,21 @@ class Agent:
         chunks = sum(math.ceil(length / self.horizons.action) for length in lengths)
         return (self.sampler.start_nfe * len(lengths) + self.nfe * chunks) / sum(lengths)
 
-    def use(self, call: TickCall | None) -> None:
+    def use(self, call: TickCall | None, start: StartCall | None = None) -> None:
         """Take another way to compute `tick`, such as a compiled one; None: as it is.
-
-        A stream's first chunk still begins as it did, by `Tick.start`.
 
         Args:
             call: of the same policy and sampler, for `rows` rows; it is given observations on the
                 host, and gives actions and faults there or on the device.
+            start: the same of what begins streams, `Tick.starting`.
 
         Raises:
             ValueError: the sampler's calls are not always the same.
         """
+        # Each with the noise that it takes, which is drawn beforehand.
         self._noise = () if call is None else self.tick.draws(self.rows).noise
-        self._call = call
+        self._start_noise = () if start is None else self.tick.start_draws(self.rows).noise
+        self._call, self._start = call, start
 
     def start(self, seeds: Sequence[int]) -> Streams:
         """New streams, one per seed; the sampler starts them at their first observation."""
@@ -265,13 +265,18 @@ class Agent:
         return made if is_all else made[taken]
 
     def _start_fresh(
-        self, streams: Streams, seen: Mapping[str, Tensor], group: Mapping[int, int]
+        self, streams: Streams, seen: dict[str, Tensor], group: Mapping[int, int]
     ) -> list[float]:
         """Begin the fresh streams of a group; the level of a fault in each row, 0 for none."""
         fresh = {row: slot for row, slot in group.items() if slot in streams.fresh}
         if not fresh:
             return [0.0] * self.rows
-        started, fault = self.tick.start(self._there(seen), self._generators(streams, fresh))
+        generators = self._generators(streams, fresh)
+        if self._start is None:
+            started, fault = self.tick.start(self._there(seen), generators)
+        else:
+            x, sigma, fault = self._start(seen, noise_of(self._start_noise, generators))
+            started = Carry(x, sigma)
         if streams.carry is None:
             streams.carry = zeros(started, len(streams.seeds))
         streams.carry = put(streams.carry, list(fresh.values()), take(started, list(fresh)))

@@ -4,6 +4,9 @@ A candidate that is asked for by name must be there, right and is taken; "auto" 
 those that are made in a second or two, "best" of all. What cannot be made, or is further off than
 the tolerance, is not taken, and the line says why.
 
+What begins a stream, where that costs denoiser calls, is computed in the same way as its ticks if
+it can be.
+
 Several agents of one policy (a planner has one for each number of decided actions) share its
 network. What takes long to compile is compiled for few of them: others run fused. Nothing is
 compiled once control has begun.
@@ -12,35 +15,27 @@ compiled once control has begun.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from policy.agent import Agent
-from policy.candidates import DTYPES, Subject, digest, lowering
-from policy.control.engine import (
-    Call,
-    Candidate,
-    Choice,
-    Error,
-    Records,
-    UnavailableError,
-    choose,
-    compared,
-)
-from policy.control.program import Narrowed, Program
+from policy.candidates import DTYPES, Subject
+from policy.compilers import digest
+from policy.control.engine import Candidate, Choice, Records, UnavailableError, choose
+from policy.control.program import Program
+from policy.equip import Makers
 from policy.fingerprint import device_name, fingerprint
-from policy.parity import action_range, error_in, examples_of
+from policy.flat import TickForm
+from policy.parity import action_range, error_in
 from policy.planning import AgentPlanner
 
-NAMES = ("auto", "best", "eager", "fused", "compile", "aot", "cuda_graph")
+NAMES = ("auto", "best", "eager", "recorded", "fused", "compile", "aot", "cuda_graph")
 WEIGHTS = ("fp32", "int8", *DTYPES)
-SLOW = ("compile", "aot")  # to make: seconds to minutes
-MOST_SLOW = 2  # compiled ticks, of different programs
-N_EXAMPLES, N_EXAMPLES_OF_OTHERS = 6, 3  # ticks that are compared
+N_EXAMPLES = 6  # ticks that are compared
 
 
 def cache_folder() -> Path:
@@ -94,13 +89,21 @@ class EngineSettings:
         """Whether one candidate was asked for."""
         return self.name not in ("auto", "best")
 
-    def names(self, device: torch.device) -> list[str]:
-        """Candidates besides the plain one, those first that are made sooner."""
+    def names(self, agent: Agent) -> list[str]:
+        """Candidates besides the plain one, those first that are made sooner.
+
+        Args:
+            agent: whose ticks they compute.
+        """
         if self.is_named:
             return [self.name]
-        cheap = "cuda_graph" if device.type == "cuda" else "fused"
-        slow = ["compile"] if device.type == "cuda" else ["compile", "aot"]
-        return [cheap, *slow] if self.name == "best" else [cheap]
+        is_cuda = agent.device.type == "cuda"
+        quick = ["cuda_graph"] if is_cuda else ["fused"]
+        # Of the network as it is written, should its own form not be made.
+        if not is_cuda and self.weights != "int8" and hasattr(agent.policy.net, "lowered"):
+            quick.append("recorded")
+        slow = ["compile"] if is_cuda else ["compile", "aot"]
+        return [*quick, *slow] if self.name == "best" else quick
 
 
 def agents_of(planner: AgentPlanner) -> list[Agent]:
@@ -141,102 +144,35 @@ def _use(agents: Sequence[Agent], settings: EngineSettings) -> str:
     """
     lead = agents[0]
     _check_dtype(lead)
-    makers = _Makers(lead, settings)
-    subject = makers.subject(lead, N_EXAMPLES)
-    error = error_in(action_range(lead.policy, subject.examples))
-    names = settings.names(lead.device)
+    makers = Makers(
+        lead, weights=settings.weights, tolerance=settings.tolerance, cache=settings.cache
+    )
+    examples = makers.examples(lead, N_EXAMPLES)
+    subject = makers.subject(lead, examples)
+    error = error_in(action_range(lead.policy, examples))
+    names = settings.names(lead)
     choice = choose(
         [Candidate(name, partial(makers.make, name, subject)) for name in names],
         subject.plain(),
-        [subject.inputs(example) for example in subject.examples],
+        subject.examples,
         error=error,
         tolerance=settings.tolerance,
         is_named=settings.is_named,
         records=Records(settings.cache),
-        key=_key(subject, settings),
+        key=_key(subject, settings, names),
         remeasure=settings.remeasure,
     )
     if choice.name == "eager":
         return _line(choice, settings, worst=0.0, n_other=0)
-    lead.use(subject.as_tick(choice.call))
-    worst, n_other = choice.error, 0
+    notes = list(choice.notes)
+    start, off = makers.start(lead, choice.name, notes)
+    lead.use(TickForm(lead.tick).back(choice.call, subject.examples[0]), start)
+    worst, n_other = max(choice.error, off), 0
     for agent in agents[1:]:
-        name, off = makers.equip(agent, choice.name, error)
+        name, off = makers.equip(agent, choice.name, error, notes)
         worst, n_other = max(worst, off), n_other + (name != choice.name)
+    choice = replace(choice, notes=tuple(dict.fromkeys(notes)))
     return _line(choice, settings, worst=worst, n_other=n_other)
-
-
-class _Makers:
-    """Makes candidates of the agents of one policy; equal programs are made once."""
-
-    def __init__(self, lead: Agent, settings: EngineSettings):
-        self._settings = settings
-        self._lower = lowering(lead.tick, settings.weights)
-        self._narrowed: Narrowed = {}
-        self._made: dict[tuple[str, str], Call] = {}  # by name and digest of the program
-
-    def subject(self, agent: Agent, n_examples: int) -> Subject:
-        """An agent's tick with examples.
-
-        Raises:
-            UnavailableError: the sampler's calls are not always the same.
-        """
-        try:
-            examples = examples_of(agent.tick, rows=agent.rows, n=n_examples)
-        except ValueError as error:
-            raise UnavailableError(str(error)) from error
-        return Subject(
-            agent.tick,
-            examples,
-            weights=self._settings.weights,
-            lowered=self._lower,
-            narrowed=self._narrowed,
-        )
-
-    def make(self, name: str, subject: Subject) -> Call:
-        """A candidate; see `policy.candidates`."""
-        key = self._key(name, subject)
-        if key not in self._made:
-            makers: Mapping[str, Callable[[], Call]] = {
-                "fused": subject.fused,
-                "compile": subject.compiled,
-                "aot": partial(subject.aot, self._settings.cache),
-                "cuda_graph": subject.cuda_graph,
-            }
-            self._made[key] = makers[name]()
-        return self._made[key]
-
-    def equip(self, agent: Agent, name: str, error: Error) -> tuple[str, float]:
-        """Let another agent use a candidate, or fused where that is compiled too often already.
-
-        Returns:
-            What it uses, and the error of that.
-        """
-        n_slow = len([key for key in self._made if key[0] == name])
-        subject = self.subject(agent, 1)
-        if name in SLOW and n_slow >= MOST_SLOW and self._key(name, subject) not in self._made:
-            name = "fused"
-        is_new, worst = self._key(name, subject) not in self._made, 0.0
-        if is_new:
-            # What is equal to another agent's was compared there.
-            rows, n = agent.rows, N_EXAMPLES_OF_OTHERS
-            subject.examples = examples_of(agent.tick, rows=rows, n=n)
-        call = self.make(name, subject)
-        if is_new:
-            inputs = [subject.inputs(example) for example in subject.examples]
-            plain = subject.plain()
-            worst = compared(
-                call,
-                inputs,
-                [plain(*given) for given in inputs],
-                error=error,
-                tolerance=self._settings.tolerance,
-            )
-        agent.use(subject.as_tick(call))
-        return name, worst
-
-    def _key(self, name: str, subject: Subject) -> tuple[str, str]:
-        return name, digest(subject.fused_program if name == "fused" else subject.program)
 
 
 def _check_dtype(agent: Agent) -> None:
@@ -249,12 +185,12 @@ def _check_dtype(agent: Agent) -> None:
         )
 
 
-def _key(subject: Subject, settings: EngineSettings) -> str:
+def _key(subject: Subject, settings: EngineSettings, names: Sequence[str]) -> str:
     """All that timings depend on, as a name of a file."""
     about = {
         **fingerprint(),
         "device": device_name(subject.device),
-        "candidates": settings.names(subject.device),
+        "candidates": names,
         "weights": settings.weights,
         "program": digest(_some_program(subject)),
     }

@@ -34,6 +34,19 @@ class Example:
     noise: list[Tensor]
 
 
+@dataclass(frozen=True)
+class StartExample:
+    """Inputs of what begins streams; for the shapes see `Tick.starting`.
+
+    Args:
+        observation: as of `Example`.
+        noise: of the sampler.
+    """
+
+    observation: dict[str, Tensor]
+    noise: list[Tensor]
+
+
 def fields_of(policy: DiffusionPolicy) -> list[str]:
     """Names of the fields that a tick looks at."""
     told = [policy.contract.scaled_per] if policy.contract.scaled_per else []
@@ -80,6 +93,17 @@ def examples_of(tick: Tick, *, rows: int, n: int, seed: int = 0) -> list[Example
     return made
 
 
+def starts_of(tick: Tick, *, rows: int, n: int, seed: int = 0) -> list[StartExample]:
+    """First ticks of new streams; for the arguments see `examples_of`."""
+    noise = tick.start_draws(rows).noise
+    generator = torch.Generator(next(tick.policy.parameters()).device).manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    return [
+        StartExample(_observation(tick.policy, rows, rng), noise_of(noise, generator))
+        for _ in range(n)
+    ]
+
+
 def _observation(policy: DiffusionPolicy, rows: int, rng: np.random.Generator) -> dict[str, Tensor]:
     """Observations within the range of the statistics, on the host."""
     normalizer, obs_horizon = policy.normalizer, policy.horizons.obs
@@ -106,7 +130,12 @@ def _observation(policy: DiffusionPolicy, rows: int, rng: np.random.Generator) -
 
 @torch.no_grad()
 def action_range(policy: DiffusionPolicy, examples: Sequence[Example]) -> Tensor:
-    """How far apart -1 and 1 of the network's scale are, [*action], the least of the examples."""
+    """How far apart -1 and 1 of the network's scale are, [*action], the least of the examples.
+
+    Args:
+        policy: has the scale.
+        examples: at least one; where tasks have scales of their own, their observations say which.
+    """
     device = next(policy.parameters()).device
     spans = []
     for example in examples:
@@ -120,25 +149,33 @@ def action_range(policy: DiffusionPolicy, examples: Sequence[Example]) -> Tensor
 def error_in(span: Tensor) -> Callable[[Sequence[Tensor], Sequence[Tensor]], float]:
     """The largest error of a tick's results, as a share of what actions range over.
 
-    Results are actions, fault, x and sigma. An error of the carry counts as one of the actions that
-    it becomes, less the noise on it; other levels, or another fault, are an infinite error.
+    Results are actions, fault, x and sigma; for the last three see `error_of_start`.
 
     Args:
         span: of each element of an action, > 0.
     """
 
     def error(plain: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-        actions, fault, x, sigma = (result.cpu() for result in plain)
-        actions_other, fault_other, x_other, sigma_other = (result.cpu() for result in other)
-        is_close = (sigma_other - sigma).abs() <= SIGMA_ROUNDING * sigma  # not so, if no number
-        if not torch.where(sigma.isfinite(), is_close, sigma_other == sigma).all():
-            return float("inf")
-        if not torch.equal(fault > 0, fault_other > 0):
-            return float("inf")
-        in_actions = ((actions_other - actions).abs() / span).max()
-        in_chunk = (x_other - x).abs() / (2 * (1 + sigma[..., None]))
-        in_chunk = torch.where(sigma.isfinite()[..., None], in_chunk, 0.0).max()
+        in_actions = ((other[0].cpu() - plain[0].cpu()).abs() / span).max()
+        in_carry = torch.tensor(error_of_start(plain[1:], other[1:]))
         # Not `max`, which hides what is no number.
-        return float(torch.stack([in_actions, in_chunk]).amax())
+        return float(torch.stack([in_actions, in_carry]).amax())
 
     return error
+
+
+def error_of_start(plain: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """The largest error of a carry, as a share of what actions range over.
+
+    Results are fault, x and sigma. An error of x counts as one of the actions that it becomes, less
+    the noise on it; other levels, or another fault, are an infinite error.
+    """
+    fault, x, sigma = (result.cpu() for result in plain)
+    fault_other, x_other, sigma_other = (result.cpu() for result in other)
+    is_close = (sigma_other - sigma).abs() <= SIGMA_ROUNDING * sigma  # not so, if no number
+    if not torch.where(sigma.isfinite(), is_close, sigma_other == sigma).all():
+        return float("inf")
+    if not torch.equal(fault > 0, fault_other > 0):
+        return float("inf")
+    in_chunk = (x_other - x).abs() / (2 * (1 + sigma[..., None]))
+    return float(torch.where(sigma.isfinite()[..., None], in_chunk, 0.0).max())

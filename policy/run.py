@@ -42,7 +42,7 @@ from policy.control_thread import (
 )
 from policy.durable import write_json
 from policy.engine import agents_of, use_engine
-from policy.entry import entry, out_dir, pick_device, plain, urgent_of, use_threads
+from policy.entry import compose_config, entry, out_dir, pick_device, plain, urgent_of, use_threads
 from policy.fingerprint import fingerprint
 from policy.foresight import check_has_delays
 from policy.interruption import Interruption
@@ -58,6 +58,8 @@ from policy.trace import Trace, TracedPlanner
 from policy.types import Planner, Robot
 
 FAULT_STATUS = 3
+# Settings of whoever plans.
+OF_THE_PLANNER = ("sampler", "engine", "urgent", "action_horizon", "goal_weight", "device")
 
 
 class EpisodicRobot(Robot, Protocol):
@@ -165,6 +167,7 @@ def planner_of(cfg: DictConfig, robot: Contract) -> Iterator[Planner]:
     if cfg.seam.foresight:
         check_has_delays(is_synchronous=cfg.seam.manner.is_synchronous)
     if cfg.policy is not None:
+        _check_left_to_server(cfg)
         if cfg.seam.foresight:
             raise ValueError(
                 "this seam needs foresight, and the policy runs in a server: give foresight=true "
@@ -177,7 +180,7 @@ def planner_of(cfg: DictConfig, robot: Contract) -> Iterator[Planner]:
             yield remote
         return
     if _is_trained(cfg):
-        device = pick_device(cfg.device)
+        engine, device = instantiate(cfg.engine), pick_device(cfg.device)
         local = AgentPlanner.load(
             cfg.checkpoint,
             instantiate(cfg.sampler),
@@ -188,16 +191,27 @@ def planner_of(cfg: DictConfig, robot: Contract) -> Iterator[Planner]:
             foresight=cfg.seam.foresight,
         )
     else:
-        local = package_planner(cfg, "run")
+        engine, local = None, package_planner(cfg, "run")
         device = read_manifest(str(cfg.checkpoint))[0].device
     this = f"checkpoint {cfg.checkpoint}"
     check_told(local.contract, robot, this=this, that="the robot")
     local.contract.check(robot, this=this, that="the robot")
     print(f"device: {device}, {local.agent.calls}")
-    if _is_trained(cfg):
-        print(use_engine(agents_of(local), instantiate(cfg.engine)))
+    if engine is not None:
+        print(use_engine(agents_of(local), engine))
     local.warm_up()
     yield local
+
+
+def _check_left_to_server(cfg: DictConfig) -> None:
+    """Raise ValueError where something is set that a policy server has decided."""
+    asked, usual = plain(cfg), plain(compose_config("run", ["env=pillar"]))
+    for name in OF_THE_PLANNER:
+        if asked[name] != usual[name]:
+            raise ValueError(
+                f"{name} is set here, and the policy runs in a server, which it does not reach: "
+                f"give it to cadence serve, and leave {name} as it is here"
+            )
 
 
 def run(cfg: DictConfig) -> dict | int:

@@ -10,9 +10,9 @@ read on the way:
     openssl rand -hex 32 > token && chmod 600 token
     cadence serve checkpoint=outputs/train/latest host=0.0.0.0 token_file=token
 
-`engine` says how the network is computed (auto: the fastest that is made in seconds; best, fused,
-compile, aot, cuda_graph), engine.weights=bf16 or int8 with smaller weights. Whatever is taken is
-compared with the plain network first, and refused where an action is off by more than
+`engine` says how the network is computed: auto is the fastest that is made in seconds; or best,
+recorded, fused, compile, aot, cuda_graph. engine.weights=bf16 or int8 has smaller weights. Whatever
+is taken is compared with the plain network first, and refused where an action is off by more than
 engine.tolerance of its range.
 
 checkpoint= may be a package of `cadence export`. One of format=aot is native code, which loading it
@@ -127,7 +127,7 @@ def planner_of(cfg: DictConfig) -> AgentPlanner:
         return planner
     from policy.engine import agents_of, use_engine  # Packages need no networks.
 
-    device = pick_device(cfg.device)
+    engine, device = instantiate(cfg.engine), pick_device(cfg.device)
     planner = AgentPlanner.load(
         cfg.checkpoint,
         instantiate(cfg.sampler),
@@ -138,7 +138,7 @@ def planner_of(cfg: DictConfig) -> AgentPlanner:
         foresight=cfg.foresight,
     )
     print(f"device: {device}, {planner.agent.calls}")
-    print(use_engine(agents_of(planner), instantiate(cfg.engine)))
+    print(use_engine(agents_of(planner), engine))
     return planner
 
 

@@ -29,6 +29,12 @@ Ticked = tuple[Tensor, Tensor, Tensor, Tensor]
 # (observation, x, sigma, noise): as of `Tick.forward`.
 TickCall = Callable[[dict[str, Tensor], Tensor, Tensor, list[Tensor]], Ticked]
 
+# The carry's x and sigma of new streams, and the fault of each row, as above.
+Started = tuple[Tensor, Tensor, Tensor]
+
+# (observation, noise): as of `Tick.starting`.
+StartCall = Callable[[dict[str, Tensor], list[Tensor]], Started]
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -102,6 +108,29 @@ class Tick(nn.Module):
         witness = Witness(denoiser, len(cond))
         return self.sampler.start(witness, cond, generator), witness.fault()
 
+    def starting(self, observation: dict[str, Tensor], noise: list[Tensor]) -> Started:
+        """The same with noise that was drawn before.
+
+        Args:
+            observation: field name -> [B, To, ...] in physical units.
+            noise: standard normal, of the shapes that `start_draws` names.
+
+        Raises:
+            ValueError: the noise is not what the sampler draws.
+        """
+        tape = Tape(noise, device=self._device)
+        carry, fault = self.start(observation, tape)
+        tape.check_end()
+        return carry.x, carry.sigma, fault
+
+    def start_draws(self, rows: int) -> Draws:
+        """What every start of so many rows asks for, found out as in `draws`."""
+
+        def start(denoiser: Denoiser, tape: Tape) -> None:
+            self.sampler.start(denoiser, torch.zeros(rows, 1, device=self._device), tape)
+
+        return self._counted(start)
+
     def draws(self, rows: int) -> Draws:
         """What every call of so many rows asks for, found out with a denoiser that predicts 0.
 
@@ -113,8 +142,7 @@ class Tick(nn.Module):
                 sampler says.
         """
         space = self.sampler.space
-        device = next(self.policy.parameters()).device
-        x = torch.zeros(rows, *space.shape, device=device)
+        x = torch.zeros(rows, *space.shape, device=self._device)
         levels = (UNKNOWN, 0.0, space.sigma_min or 1.0)
         found = {self._draws_from(Carry(x, x.new_full(x.shape[:2], level))) for level in levels}
         draws, *others = sorted(found, key=lambda draws: (draws.n_calls, draws.noise))
@@ -133,16 +161,25 @@ class Tick(nn.Module):
         return draws
 
     def _draws_from(self, carry: Carry) -> Draws:
-        tape, n_calls = Tape(device=carry.x.device), 0
+        cond = carry.x.new_zeros(len(carry.x), 1)
+        return self._counted(lambda denoiser, tape: self.sampler(denoiser, cond, carry, tape))
+
+    @torch.no_grad()
+    def _counted(self, run: Callable[[Denoiser, Tape], object]) -> Draws:
+        """What `run` asks a denoiser and a tape for."""
+        tape, n_calls = Tape(device=self._device), 0
 
         def nothing(x: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
             nonlocal n_calls
             n_calls += 1
             return 0 * x
 
-        with torch.no_grad():
-            self.sampler(nothing, carry.x.new_zeros(len(carry.x), 1), carry, tape)
+        run(nothing, tape)
         return Draws(tuple(tape.shapes), n_calls)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.policy.parameters()).device
 
     def _conditioned(self, observation: Mapping[str, Tensor]) -> tuple[Denoiser, Tensor]:
         """Denoiser of one sampler call, and condition [B, C], by which the goal counts as set."""

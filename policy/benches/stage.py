@@ -6,7 +6,6 @@ The weights are random, so grids "fitted" to them are made up: it changes no dur
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from policy.candidates import Subject
 from policy.control.engine import Call as Compute
 from policy.control.engine import compared
 from policy.engine import cache_folder
+from policy.flat import TickForm
 from policy.model import DiffusionPolicy
 from policy.parity import action_range, error_in, examples_of
 from policy.tick import Tick, lowered
@@ -123,16 +123,17 @@ class Stage:
             return None
         # Programs are made for the levels that the first ones have, at a steady pace; see there.
         examples = examples_of(agent.tick, rows=agent.rows, n=EXAMPLES)
-        subject = Subject(agent.tick, examples, weights=weights, lowered=self._lowering(weights))
-        makers = {
-            "fused": subject.fused,
-            "compile": subject.compiled,
-            "aot": partial(subject.aot, cache_folder()),
-            "cuda_graph": subject.cuda_graph,
-        }
-        call = makers[engine]()
-        agent.use(subject.as_tick(call))
-        return _error(subject, call)
+        form = TickForm(agent.tick)
+        subject = Subject(
+            agent.tick,
+            form,
+            [form.inputs(example) for example in examples],
+            weights=weights,
+            lowered=self._lowering(weights),
+        )
+        call = subject.make(engine, cache_folder())
+        agent.use(form.back(call, subject.examples[0]))
+        return _error(subject, call, action_range(self.policy, examples))
 
     def _lowering(self, weights: str) -> Callable[[Tick], Tick] | None:
         """What lowers a tick's network; None where it has no such form."""
@@ -218,14 +219,14 @@ class Stage:
 
 
 @torch.no_grad()
-def _error(subject: Subject, call: Compute) -> float:
+def _error(subject: Subject, call: Compute, span: Tensor) -> float:
     """How far an engine's actions are off; UnavailableError where that is no rounding."""
-    inputs, plain = [subject.inputs(example) for example in subject.examples], subject.plain()
+    plain = subject.plain()
     return compared(
         call,
-        inputs,
-        [plain(*given) for given in inputs],
-        error=error_in(action_range(subject.tick.policy, subject.examples)),
+        subject.examples,
+        [plain(*given) for given in subject.examples],
+        error=error_in(span),
         tolerance=TOLERANCE,
     )
 

@@ -85,17 +85,21 @@ class Captured:
                 out.copy_(result, non_blocking=True)
 
         work()  # Makes the pinned memory of the results, which must not be made in a capture.
-        self._replay = device.capture(work)
+        self._replay, self._is_running = device.capture(work), False
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """The results; those that are waited for on the host, the others on the device."""
+        if self._is_running:  # The last call was interrupted.
+            self._device.wait()
         for given, pinned, fixed in zip(inputs, self._pinned, self._inputs, strict=True):
             (fixed if pinned is None else pinned).copy_(given, non_blocking=pinned is None)
+        self._is_running = True
         self._replay()
         # Copies, since the next call writes to the same memory. On the device they are made behind
         # the graph, and nobody waits for them.
         staying = [result.clone() for result in self._results[self._n_waited :]]
         self._device.wait()
+        self._is_running = False
         return [*(out.clone() for out in self._out), *staying]
 
 

@@ -174,17 +174,12 @@ def _tick_call(agent: Agent, name: str) -> Call:
 
 def _start_call(agent: Agent, name: str) -> Call:
     tick, (names, example) = agent.tick, _observed(agent.policy)
-    tape = Tape(device=agent.device)
-    with torch.no_grad():
-        tick.start(dict(zip(names, example, strict=True)), tape)
     n = len(names)
 
     def call(*given: Tensor) -> tuple[Tensor, ...]:
-        seen = dict(zip(names, given[:n], strict=True))
-        carry, fault = tick.start(seen, Tape(list(given[n:]), device=given[0].device))
-        return carry.x, carry.sigma, fault
+        return tick.starting(dict(zip(names, given[:n], strict=True)), list(given[n:]))
 
-    noise = [torch.zeros(shape, device=agent.device) for shape in tape.shapes]
+    noise = [torch.zeros(shape, device=agent.device) for shape in tick.start_draws(1).noise]
     return _call(
         name,
         OfTensors(call, tick),

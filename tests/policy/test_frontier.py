@@ -31,9 +31,13 @@ def config(checkpoint, out, *more):
         "reaction.episodes=2",
         "reaction.ticks=3",
         "reaction.samples=2",
+        "+reaction.reference.set.grid.n_steps=2",
     ]
     overrides = [f"checkpoint={checkpoint}", "env=pillar", f"out={out}", f"suite.rows={rows}"]
     return compose_config("frontier", [*overrides, *small, *more])
+
+
+NO_REACTION = "reaction.episodes=0"  # Most of the time that a row takes.
 
 
 def test_rows_files_and_going_on(pillar_checkpoint, tmp_path, capsys, monkeypatch):
@@ -128,7 +132,7 @@ def test_results_of_other_fitted_tensors_are_not_taken_over(pillar_checkpoint, t
     chunk = loaded.horizons.pred, loaded.contract.action.size
     grids = {1: torch.tensor([20.0, 0.0])}
     save_fit(loaded.path, SamplerFit(grids, torch.zeros(2, *chunk)))
-    cfg = config(tmp_path / "run", tmp_path / "out", ONE_ROW, "reaction.episodes=0")
+    cfg = config(tmp_path / "run", tmp_path / "out", ONE_ROW, NO_REACTION)
     before = frontier.run(cfg)["settings"]["files"]
     assert len(frontier.run(cfg)["rows"]) == 1
     save_fit(loaded.path, SamplerFit(grids, torch.ones(2, *chunk)))
@@ -142,10 +146,10 @@ def test_results_of_other_fitted_tensors_are_not_taken_over(pillar_checkpoint, t
 def test_rows_keep_the_fingerprint_of_the_programs_that_measured_them(
     pillar_checkpoint, tmp_path, monkeypatch
 ):
-    frontier.run(config(pillar_checkpoint, tmp_path, ONE_ROW, "reaction.episodes=0"))
+    frontier.run(config(pillar_checkpoint, tmp_path, ONE_ROW, NO_REACTION))
     monkeypatch.setattr(frontier, "fingerprint", lambda: {"cadence": "newer"})
     both = ONE_ROW.replace("]", ", {sampler: ddim_8, set: {grid: {n_steps: 2}}, action: 8}]")
-    results = frontier.run(config(pillar_checkpoint, tmp_path, both, "reaction.episodes=0"))
+    results = frontier.run(config(pillar_checkpoint, tmp_path, both, NO_REACTION))
     old, new = [row["fingerprint"] for row in results["rows"]]
     assert old == fingerprint()
     assert new == results["fingerprint"] == {"cadence": "newer"}
@@ -155,7 +159,7 @@ def test_rows_keep_the_fingerprint_of_the_programs_that_measured_them(
     for row in written["rows"]:
         del row["fingerprint"]
     file.write_text(json.dumps(written))
-    results = frontier.run(config(pillar_checkpoint, tmp_path, both, "reaction.episodes=0"))
+    results = frontier.run(config(pillar_checkpoint, tmp_path, both, NO_REACTION))
     assert [row["fingerprint"] for row in results["rows"]] == [{"cadence": "newer"}] * 2
 
 
@@ -170,7 +174,7 @@ def test_success_and_score_are_those_of_all_episodes(pillar_checkpoint, tmp_path
         return episodes, executor
 
     monkeypatch.setattr(frontier.Rig, "_play", played)
-    cfg = config(pillar_checkpoint, tmp_path, ONE_ROW, "episodes=4", "reaction.episodes=0")
+    cfg = config(pillar_checkpoint, tmp_path, ONE_ROW, "episodes=4", NO_REACTION)
     (row,) = frontier.run(cfg)["rows"]
     _, scores, successes, lengths, modes = zip(*row["episodes"], strict=True)
     assert row["n_episodes"] == len(row["episodes"]) == 4
@@ -207,9 +211,9 @@ def test_an_interrupted_run_goes_on_with_the_rows_that_are_missing(
 
     monkeypatch.setattr(frontier.Rig, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        frontier.run(config(pillar_checkpoint, tmp_path))
+        frontier.run(config(pillar_checkpoint, tmp_path, NO_REACTION))
     assert (tmp_path / "frontier.txt").exists()
-    assert len(frontier.run(config(pillar_checkpoint, tmp_path))["rows"]) == 2
+    assert len(frontier.run(config(pillar_checkpoint, tmp_path, NO_REACTION))["rows"]) == 2
     assert names[1:] == [names[1]] * 2
 
 
@@ -218,17 +222,18 @@ def test_a_row_that_fails_is_kept_with_its_error(pillar_checkpoint, tmp_path, mo
         raise NotFiniteError("a prediction is not finite")
 
     monkeypatch.setattr(frontier.Rig, "_play", broken)
-    (first, _) = frontier.run(config(pillar_checkpoint, tmp_path))["rows"]
+    (first, _) = frontier.run(config(pillar_checkpoint, tmp_path, NO_REACTION))["rows"]
     assert first["error"] == "a prediction is not finite"
     assert "a prediction is not finite" in (tmp_path / "frontier.txt").read_text()
     monkeypatch.undo()
-    rows = frontier.run(config(pillar_checkpoint, tmp_path))["rows"]
+    rows = frontier.run(config(pillar_checkpoint, tmp_path, NO_REACTION))["rows"]
     assert not any("error" in row for row in rows)
 
 
 def test_rows_without_executed_actions_take_the_trained_ones(pillar_checkpoint, tmp_path):
-    rows = "suite.rows=[{sampler: ddim_8, action: 4}, {sampler: ddim_8}]"
-    results = frontier.run(config(pillar_checkpoint, tmp_path, rows))
+    one = "sampler: ddim_8, set: {grid: {n_steps: 1}}"
+    rows = f"suite.rows=[{{{one}, action: 4}}, {{{one}}}]"
+    results = frontier.run(config(pillar_checkpoint, tmp_path, rows, NO_REACTION))
     assert [row["action"] for row in results["rows"]] == [4, 8]
 
 

@@ -61,6 +61,18 @@ def test_one_planner_is_needed(given):
         run(compose_config("run", ["env=pillar", *given]))
 
 
+@pytest.mark.parametrize("given", ["sampler=rti", "engine=fused", "action_horizon=3"])
+def test_what_a_server_decides_is_not_set_where_it_is_used(given):
+    with pytest.raises(ValueError, match=f"{given.split('=')[0]} is set here, and the policy runs"):
+        run(compose_config("run", ["env=pillar", "policy=ws://127.0.0.1:1", given]))
+
+
+def test_an_engine_that_is_none_is_refused_before_a_checkpoint_is_read(tmp_path):
+    given = [f"checkpoint={tmp_path / 'missing'}", "engine=fused", "engine.tolerance=2"]
+    with pytest.raises(Exception, match=r"engine\.tolerance is 2"):
+        run(compose_config("run", ["env=pillar", *given]))
+
+
 def test_a_run_writes_what_it_did(pillar_checkpoint, tmp_path):
     settings = [*SMALL, f"checkpoint={pillar_checkpoint}", f"out={tmp_path}", "seconds=0.9"]
     results = run(compose_config("run", settings))

@@ -9,13 +9,14 @@ import torch
 from hydra.utils import instantiate
 from test_tick import CONTRACT, HORIZONS, Lowerable, Net, Restless, policy_of, sequential
 
-from policy import engine, evaluate
+from policy import engine, equip, evaluate
 from policy.agent import Agent, NotFiniteError
 from policy.candidates import Subject
 from policy.diffusion.step import dpmpp_2m, dpmpp_2m_sde
 from policy.engine import EngineSettings, use_engine
 from policy.entry import CONFIGS, compose_config, compose_part
-from policy.parity import action_range, error_in, examples_of
+from policy.flat import TickForm
+from policy.parity import action_range, error_in, error_of_start, examples_of
 from policy.planning import AgentPlanner
 from policy.sampling.carry import UNKNOWN, moved, nothing_known
 from policy.sampling.descent import Descent
@@ -34,6 +35,16 @@ def settings(tmp_path):
 
 def agent_of(net, sampler=None):
     return Agent(policy_of(net), sampler or sequential(), rows=1)
+
+
+def subject_of(tick, n, kind=Subject):
+    form = TickForm(tick)
+    inputs = [form.inputs(example) for example in examples_of(tick, rows=1, n=n)]
+    return kind(tick, form, inputs, weights="fp32", lowered=None)
+
+
+def use(agent, subject, call):
+    agent.use(TickForm(agent.tick).back(call, subject.examples[0]))
 
 
 def chunks(agent, n=3):
@@ -117,7 +128,7 @@ def test_a_lowered_network_is_taken_and_compared(settings):
     agent = agent_of(Noted())
     expected = chunks(agent)
     line = use_engine([agent], auto)
-    assert line.startswith("engine: eager: p50 ")
+    assert not line.startswith("engine: fused")  # As written, in bf16 or eagerly.
     assert "\nnot fused: its actions are off by " in line
     np.testing.assert_array_equal(chunks(agent), expected)
 
@@ -146,10 +157,24 @@ def test_a_compiler_that_is_missing_is_said(settings):
     with pytest.raises(ValueError, match="engine=fused cannot be used: needs a C"):
         use_engine([agent_of(Uncompiled())], settings)
     line = use_engine([agent_of(Uncompiled())], replace(settings, name="auto"))
+    # The network as it is written needs none.
     first, second = line.splitlines()
-    assert first.startswith("engine: eager: p50 ")
-    assert first.endswith(" ms")
+    assert first.startswith(("engine: recorded, fp32 weights: p50 ", "engine: eager: p50 "))
     assert second == "not fused: needs a C++ compiler and there is none"
+
+
+def test_a_network_that_has_a_form_of_its_own_can_be_recorded_as_it_is_written(settings):
+    class Uncompiled(Net):
+        def lowered(self, weights):
+            raise RuntimeError("needs a C++ compiler and there is none")
+
+    agent = agent_of(Uncompiled())
+    expected = chunks(agent)
+    line = use_engine([agent], replace(settings, name="recorded"))
+    assert line.startswith("engine: recorded, fp32 weights: p50 ")
+    np.testing.assert_array_equal(chunks(agent), expected)
+    with pytest.raises(ValueError, match="engine=recorded cannot be used: engine.weights=int8"):
+        use_engine([agent], replace(settings, name="recorded", weights="int8"))
 
 
 def test_a_cache_that_cannot_be_written_is_said(settings):
@@ -216,10 +241,8 @@ def test_eager_takes_the_place_of_an_earlier_engine(settings):
 
 def test_observations_in_another_order_of_memory_are_put_in_order():
     agent = agent_of(Net())
-    subject = Subject(
-        agent.tick, examples_of(agent.tick, rows=1, n=1), weights="fp32", lowered=None
-    )
-    given = subject.inputs(subject.examples[0])
+    subject = subject_of(agent.tick, 1)
+    given = subject.examples[0]
 
     def call(*inputs):
         assert all(one.is_contiguous() for one in inputs)
@@ -227,7 +250,8 @@ def test_observations_in_another_order_of_memory_are_put_in_order():
 
     turned = given[1].mT.contiguous().mT
     assert not turned.is_contiguous()
-    subject.as_tick(call)({"s": given[0]}, turned, given[2], given[3:])
+    ticked = TickForm(agent.tick).back(call, given)
+    ticked({"s": given[0]}, turned, given[2], given[3:])
 
 
 def test_ticks_at_levels_that_were_not_expected_are_compared_too():
@@ -237,17 +261,17 @@ def test_ticks_at_levels_that_were_not_expected_are_compared_too():
         space = ChunkSpace(policy.horizons, action_size=2)
         sampler = Kept(space)
         tick = Tick(policy, sampler)
-        examples = examples_of(tick, rows=1, n=6)
         asked = []
 
         class Noted(Subject):
-            def _at_sigma(self, tick, example, asked=asked):
-                asked.append(example.sigma.tolist())
-                return super()._at_sigma(tick, example)
+            def _at_sigma(self, tick, sigma, at, asked=asked):
+                asked.append(sigma.tolist())
+                return super()._at_sigma(tick, sigma, at)
 
-        Noted(tick, examples, weights="fp32", lowered=None).fused()
+        subject = subject_of(tick, 6, Noted)
+        subject.fused()
         assert asked
-        assert examples[-1].sigma.tolist() not in asked
+        assert subject.examples[-1][2].tolist() not in asked
 
 
 def test_another_dtype_than_fp32_is_refused(settings):
@@ -275,7 +299,7 @@ def test_other_observations_than_the_compared_ones_go_by_the_network(settings):
     agent = agent_of(Net())
     use_engine([agent], settings)
     plain = agent_of(Net())
-    for seen in (SEEN["s"].astype(np.float64), SEEN["s"].astype(np.int64)):
+    for seen in (SEEN["s"].astype(kind) for kind in (np.float64, np.int64, np.uint8)):
         ours, theirs = (a.chunk(a.start([5]), {"s": seen, "more": seen}) for a in (agent, plain))
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(KeyError, match="the observation lacks 's'"):
@@ -327,15 +351,65 @@ def test_what_depends_on_levels_alone_is_computed_once_for_usual_ones(settings):
     policy.horizons = replace(HORIZONS, pred=8)
     agent = Agent(policy, rti(0), rows=1)
     expected = chunks(agent)
-    examples = examples_of(agent.tick, rows=1, n=4)
-    subject = Subject(agent.tick, examples, weights="fp32", lowered=None)
-    agent.use(subject.as_tick(subject.fused()))
+    subject = subject_of(agent.tick, 4)
+    use(agent, subject, subject.fused())
     np.testing.assert_array_equal(chunks(agent), expected)
     streams = agent.start([5])
     agent.chunk(streams, SEEN)
     agent.shift(streams, 5)
     with pytest.raises(Told):
         agent.chunk(streams, SEEN)
+
+
+class Counting(Net):
+    """Of which it is known how often it was called, as it is written or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_calls, self.off = 0, 0.0
+
+    def forward(self, x, c_noise, cond):
+        self.n_calls += 1
+        return super().forward(x, c_noise, cond)
+
+    def lowered(self, weights):
+        return Net(0.3 * (1 + self.off))
+
+
+def test_streams_begin_by_the_engine_too(settings):
+    policy = policy_of(Counting())
+    policy.horizons = replace(HORIZONS, pred=8)
+    agents = [Agent(policy, rti(delay), rows=2) for delay in (0, 0, 1)]
+    expected = [chunks(agent) for agent in agents]
+    line = use_engine(agents, settings)
+    assert "streams begin" not in line
+    policy.net.n_calls = 0
+    made = [chunks(agent) for agent in agents]
+    assert policy.net.n_calls == 0
+    np.testing.assert_array_equal(made, expected)
+    # One of two streams begins anew, and both are what they were.
+    mixed = []
+    for agent in (agents[0], Agent(policy, rti(0), rows=2)):
+        streams, seen = agent.start([4, 5]), {"s": np.repeat(SEEN["s"], 2, axis=0)}
+        made = [agent.chunk(streams, seen)]
+        agent.shift(streams, HORIZONS.action)
+        agent.renew(streams, 1)
+        mixed.append([*made, agent.chunk(streams, seen)])
+    np.testing.assert_array_equal(*mixed)
+
+
+def test_a_start_that_is_too_far_off_stays_as_it_is_written(settings, monkeypatch):
+    policy = policy_of(Counting())
+    policy.horizons = replace(HORIZONS, pred=8)
+    agent = Agent(policy, rti(0), rows=1)
+    monkeypatch.setattr(equip, "error_of_start", lambda plain, other: 0.5)
+    line = use_engine([agent], settings)
+    assert (
+        "\nstreams begin as the network is written: not fused, its actions are off by 50 %" in line
+    )
+    policy.net.n_calls = 0
+    chunks(agent)
+    assert policy.net.n_calls == 3
 
 
 def test_agents_of_equal_ticks_share_what_is_compiled(settings, monkeypatch):
@@ -353,7 +427,7 @@ def test_few_ticks_are_compiled_and_the_others_fused(settings, monkeypatch):
     agents = [Agent(policy, rti(delay), rows=1) for delay in range(4)]
     expected = [chunks(agent) for agent in agents]
     line = use_engine(agents, replace(settings, name="compile"))
-    assert compiled.n == engine.MOST_SLOW
+    assert compiled.n == equip.MOST_SLOW
     assert "; fused for 2 other numbers of decided actions" in line
     for agent, one in zip(agents, expected, strict=True):
         np.testing.assert_array_equal(chunks(agent), one)
@@ -415,6 +489,8 @@ def test_error_counts_actions_by_their_range_and_a_carry_by_its_noise():
     assert off(3, np.nan, (0, 0)) == off(3, np.nan, (0, 2)) == np.inf
     assert off(1, 3.0, (0,)) == np.inf
     assert np.isnan(off(0, np.nan, (0, 0, 0)))
+    assert error_of_start(plain[1:], [plain[1], plain[2] + 0.2, sigma]) == pytest.approx(0.1)
+    assert np.isnan(error_of_start(plain[1:], [plain[1], plain[2] + np.nan, sigma]))
 
 
 def test_a_planner_plans_with_an_engine(pillar_checkpoint, settings):
@@ -459,9 +535,8 @@ class Replaying:
 def test_a_captured_tick_gives_the_chunks_of_the_network(make):
     agent = agent_of(Net(), make())
     expected = chunks(agent)
-    examples = examples_of(agent.tick, rows=1, n=2)
-    subject = Subject(agent.tick, examples, weights="fp32", lowered=None)
-    agent.use(subject.as_tick(subject.cuda_graph(Replaying())))
+    subject = subject_of(agent.tick, 2)
+    use(agent, subject, subject.cuda_graph(Replaying()))
     np.testing.assert_array_equal(chunks(agent), expected)
 
 

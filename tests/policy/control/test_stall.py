@@ -85,34 +85,32 @@ def test_no_file_is_left_open():
 
 
 @needs_linux
-def test_another_program_on_the_same_processor_keeps_what_it_uses():
-    own = os.sched_getaffinity(0)
-    # It ends by itself, should the system not let this thread run again beside it.
-    spin = (
-        "import os, time; os.sched_setaffinity(0, {%d})\nprint(flush=True)\n"
-        "end = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", spin % min(own)], stdout=subprocess.PIPE, text=True
-    )
+def test_other_programs_keep_what_they_use():
+    """More of them than processors, for as long as it takes until they got in between."""
+    spin = "import time; end = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    others = [
+        subprocess.Popen([sys.executable, "-c", spin])
+        for _ in range(1 + len(os.sched_getaffinity(0)))
+    ]
     try:
-        assert other.stdout is not None
-        other.stdout.readline()
-        os.sched_setaffinity(0, {min(own)})
-        begin = time.perf_counter()
-        stalls, start, cpu = SystemStalls(), time.perf_counter(), time.thread_time()
-        while time.thread_time() - cpu < 0.1:
-            pass
-        passed = time.perf_counter() - start
-        kept = stalls.awake(passed)
-        # It may be put aside between a look at the counters and one at the time, too.
-        all_passed = time.perf_counter() - begin
+        for _ in range(100):
+            looked_before = time.perf_counter()
+            stalls, cpu = SystemStalls(), time.thread_time()
+            start = time.perf_counter()
+            while time.thread_time() - cpu < 0.05:
+                pass
+            kept = stalls.awake(time.perf_counter() - start)
+            missing = time.perf_counter() - looked_before - 0.05
+            # What is counted is never more than what is missing.
+            assert kept <= missing + 1e-3
+            if kept > 0.02:
+                break
+        else:
+            pytest.skip("the system let nobody in between")
     finally:
-        os.sched_setaffinity(0, own)
-        other.kill()
-        other.wait()
-    # A thread that shares its processor with another one has half of it.
-    assert 0.02 < kept <= all_passed - 0.1 + 1e-3
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 @needs_linux

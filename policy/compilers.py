@@ -1,0 +1,111 @@
+"""Programs by torch's compilers: as code of this process, or a package that later starts load."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from policy.control.engine import Call, UnavailableError
+from policy.control.program import Program
+from policy.fingerprint import device_name
+
+
+def compiled(program: Program, inputs: Sequence[Tensor]) -> Call:
+    """A program by torch.compile.
+
+    Args:
+        program: to be compiled.
+        inputs: an example, on the program's device.
+
+    Raises:
+        UnavailableError: the compiler cannot.
+    """
+
+    @torch.no_grad()  # As it is called: otherwise it would be compiled again.
+    def make() -> Call:
+        call = torch.compile(program, fullgraph=True, dynamic=False)
+        call(*inputs)
+        return call
+
+    return _built("torch.compile", make)
+
+
+def packaged(program: Program, inputs: Sequence[Tensor], folder: Path) -> Call:
+    """A program by AOTInductor, its weights frozen into a package.
+
+    Args:
+        program: to be compiled.
+        inputs: an example, on the program's device.
+        folder: of the packages, which later starts take up.
+
+    Raises:
+        UnavailableError: the compiler cannot, or the folder cannot be written to.
+    """
+    # A package is made for one kind of processor, and ends the process on another.
+    device = device_name(inputs[0].device)
+    about = f"{digest(program)} {device} {torch.get_num_threads()} {torch.__version__}"
+    path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.pt2"
+
+    @torch.no_grad()
+    def make() -> Call:
+        if path.exists():
+            try:
+                return torch._inductor.aoti_load_package(str(path))
+            except Exception:  # It is damaged: it is made again.
+                path.unlink(missing_ok=True)
+        _write(program, inputs, path)
+        return torch._inductor.aoti_load_package(str(path))
+
+    return _built("AOTInductor", make)
+
+
+def digest(program: Program) -> str:
+    """SHA-256 of a program's operations and constants."""
+    found = hashlib.sha256(program.body.code.encode())
+    for constant in program.constants:
+        values = constant.detach().cpu().contiguous().flatten().view(torch.uint8)
+        found.update(f"{constant.dtype} {tuple(constant.shape)}".encode())
+        found.update(values.numpy().data)
+    return found.hexdigest()
+
+
+def _built(what: str, make: Callable[[], Call]) -> Call:
+    """What `make` gives.
+
+    Raises:
+        UnavailableError: it raises; compilers raise whatever they like.
+    """
+    try:
+        return make()
+    except UnavailableError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UnavailableError(
+            f"{what} failed ({reason[:200]}): it needs a C++ compiler (g++ or clang), or Triton on "
+            f"CUDA; engine=eager does without"
+        ) from error
+
+
+def _write(program: Program, inputs: Sequence[Tensor], path: Path) -> None:
+    """Compile a program into a package; a reader finds all of it or nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place = tempfile.TemporaryDirectory(dir=path.parent)
+    except OSError as error:
+        raise UnavailableError(
+            f"its package could not be written to {path.parent} ({error.strerror}): set "
+            f"XDG_CACHE_HOME to a folder that can be"
+        ) from error
+    with place as folder:
+        exported = torch.export.export(program, tuple(inputs))
+        made = torch._inductor.aoti_compile_and_package(
+            exported,
+            package_path=str(Path(folder) / path.name),
+            inductor_configs={"freezing": True},
+        )
+        os.replace(made, path)
