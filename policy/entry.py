@@ -4,6 +4,7 @@ Hydra is used through its compose API, so a verb runs from any folder, writes on
 and an error is one line that names the mend (`--traceback` shows the rest).
 """
 
+import os
 import re
 import signal
 import sys
@@ -104,12 +105,13 @@ def entry(
             sys.exit(2)
         overrides = [a if "=" in a else f"{positional}={_quoted(a)}" for a in overrides]
     overrides = [_with_plain_path(a) for a in overrides]
-    if "-h" in arguments or "--help" in arguments:
-        print(help_text(verb, run, overrides, configs=CONFIGS, choices=choices))
-        return
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        status = run(_resolved(verb, overrides))
+        if "-h" in arguments or "--help" in arguments:
+            status = print(help_text(verb, run, overrides, configs=CONFIGS, choices=choices))
+        else:
+            status = run(_resolved(verb, overrides))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"\ncadence {verb}: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -123,6 +125,8 @@ def entry(
         PlannerError,
         OverrunError,
     ) as e:
+        if isinstance(e, BrokenPipeError) and _nobody_reads():
+            sys.exit(128 + 13)  # as of a program that SIGPIPE ends
         if "--traceback" in arguments:
             raise
         hint = suggestion(verb, e, configs=CONFIGS)
@@ -130,6 +134,16 @@ def entry(
         is_usage = isinstance(e, HydraException | OmegaConfBaseException)
         sys.exit(2 if is_usage and not isinstance(e, InstantiationException) else 1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _nobody_reads() -> bool:
+    """Whether what is printed has no reader any more, as after `| head`; if so it goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _quoted(text: str) -> str:

@@ -104,28 +104,41 @@ def starts_of(tick: Tick, *, rows: int, n: int, seed: int = 0) -> list[StartExam
     ]
 
 
-def _observation(policy: DiffusionPolicy, rows: int, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Observations within the range of the statistics, on the host."""
+def observation_of(
+    policy: DiffusionPolicy, rng: np.random.Generator, tasks: Sequence[int]
+) -> dict[str, Tensor]:
+    """A random observation within the range of the statistics, [B, To, ...] on the host.
+
+    Args:
+        policy: with its statistics.
+        rng: of the numbers.
+        tasks: that each of the B rows is told, where tasks have scales of their own; past the last
+            one, from the first.
+    """
     normalizer, obs_horizon = policy.normalizer, policy.horizons.obs
     device = next(policy.parameters()).device
     teller, seen = policy.contract.scaled_per, {}
     fields = {name: policy.contract.fields[name] for name in fields_of(policy)}
-    told = rng.integers(fields[teller].size, size=rows) if teller else None
+    told = np.array(tasks) % fields[teller].size if teller else None
     sets = None if told is None else torch.from_numpy(told).to(device)
     for name, field in fields.items():
+        shape = (len(tasks), obs_horizon, *field.shape)
         if name == teller:
-            values = np.broadcast_to(
-                np.eye(field.size)[told].reshape(rows, 1, *field.shape),
-                (rows, obs_horizon, *field.shape),
-            )
+            one_hot = np.eye(field.size)[told].reshape(len(tasks), 1, *field.shape)
+            values = np.broadcast_to(one_hot, shape)
         elif field.is_image:
-            values = rng.integers(256, size=(rows, obs_horizon, *field.shape))
+            values = rng.integers(256, size=shape)
         else:
-            features = rng.uniform(-1, 1, size=(rows, obs_horizon, normalizer.size(name)))
+            features = rng.uniform(-1, 1, size=(*shape[:2], normalizer.size(name)))
             scaled = torch.from_numpy(features).float().to(device)
             values = normalizer.unnormalize(name, scaled, sets).cpu().numpy()
         seen[name] = torch.from_numpy(np.array(values, dtype=field.dtype, order="C"))
     return seen
+
+
+def _observation(policy: DiffusionPolicy, rows: int, rng: np.random.Generator) -> dict[str, Tensor]:
+    """The same, each row of a task of its own."""
+    return observation_of(policy, rng, rng.integers(1 << 16, size=rows).tolist())
 
 
 @torch.no_grad()

@@ -50,7 +50,10 @@ class Ranks:
         return self.sum(everywhere).bool()
 
     def sum_gradients(self, module: nn.Module) -> None:
-        """Give every parameter the sum of its gradients over all ranks."""
+        """Give every parameter the sum of its gradients over all ranks.
+
+        One without a gradient on any rank stays so: an optimiser leaves it alone.
+        """
         if self.size == 1:
             return
         learning = [p for p in module.parameters() if p.requires_grad]
@@ -58,7 +61,12 @@ class Ranks:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
         flat = torch.cat([part.flatten() for part in parts])
         dist.all_reduce(flat)
-        for p, total in zip(learning, flat.split([p.numel() for p in learning]), strict=True):
+        # On the host, so that nobody waits for a device.
+        n_with = self.sum(torch.tensor([p.grad is not None for p in learning], dtype=torch.int32))
+        totals = flat.split([p.numel() for p in learning])
+        for p, total, n in zip(learning, totals, n_with.tolist(), strict=True):
+            if n == 0:
+                continue
             if p.grad is None:
                 p.grad = total.view_as(p)
             else:  # In place, where a captured graph adds to it.

@@ -68,7 +68,7 @@ class Run:
         if not self.trainer.is_finite():
             raise ValueError(
                 f"the weights are not finite at step {self.trainer.step_count} and are not saved: "
-                f"lower optimizer.lr; earlier checkpoints are in {self.out}"
+                f"lower optimizer.lr; earlier checkpoints are in the run's folder"
             )
         policy, state = self.trainer.policy, self.trainer.state()
         if not self.is_first_rank:

@@ -59,7 +59,8 @@ def cache_folder() -> Path:
 
 def _load(source: Path, extra_flags: tuple[str, ...]) -> ctypes.CDLL:
     flags = (*_flags(), *extra_flags)
-    key = _digest(source.read_bytes(), " ".join(flags).encode(), _machine().encode())
+    about = [" ".join(flags), os.environ.get("CXX", ""), _machine()]
+    key = _digest(source.read_bytes(), *(part.encode() for part in about))
     library = cache_folder() / f"{source.stem}-{key[:16]}.so"
     if not _is_intact(library):
         _compile(source, flags, library)

@@ -15,7 +15,7 @@
 // input channels, which are unpacked in registers.
 //
 // Channels of outputs are padded to whole panels; what is in the padding is 0 and stays so, since
-// its weights, biases, norms and FiLMs are 0.
+// its weights, biases, norms and FiLMs are 0 (0 times a NaN is one: then all actions are none).
 //
 // With several threads each owns some units of output channels in every layer: whole panels that
 // are whole groups of the norm too, so that one barrier per layer is all they wait for.

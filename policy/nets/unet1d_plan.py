@@ -4,75 +4,19 @@ Shape legend: `C` channels or condition size, `E` noise embedding size, `F` colu
 together, `I O K` input channels, output channels and taps of a convolution, `L` positions.
 """
 
-import ctypes
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from policy.nets.unet1d import ConvBlock, FiLM, ResidualBlock, ResidualPair, UNet1d
+from policy.nets.unet1d_layout import FiLMColumns, Layer, Network, View
 from policy.nets.unet1d_packing import FORMATS, MULTIPLE, Packing
 
 # In the order of the enum in unet1d_cpu.cpp.
 ACTIVATIONS = (nn.Identity, nn.SiLU, nn.Mish)
-
-
-def _fields(names: str) -> list[tuple[str, type]]:
-    return [(name, ctypes.c_int64) for name in names.split()]
-
-
-class Layer(ctypes.Structure):
-    """Mirrors `Layer` in unet1d_cpu.cpp, where the fields are explained."""
-
-    _fields_ = _fields(
-        "input input_stride step taps input_channels "
-        "out out_stride length channels padded_channels unit "
-        "weights scale bias group gamma beta activation film film_stride film_of_positions "
-        "residual residual_stride residual_channels skip_weights skip_scale skip_bias "
-        "border border_stride halo rows"
-    )
-
-
-class Network(ctypes.Structure):
-    """Mirrors `Network` in unet1d_cpu.cpp, less its layers, which follow it."""
-
-    _fields_ = [
-        *_fields("n_layers format action_size length input input_stride halo output output_stride"),
-        *_fields("scratch film_shared film_of_positions"),
-        ("epsilon", ctypes.c_double),
-    ]
-
-
-@dataclass(frozen=True)
-class View:
-    """Where features lie in the scratch.
-
-    Args:
-        offset: of the first position's first channel, in floats.
-        stride: from position to position, in floats.
-        length: L.
-        parts: channels; several parts, each padded to panels, for features side by side.
-    """
-
-    offset: int
-    stride: int
-    length: int
-    parts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class FiLMColumns:
-    """Where a FiLM is among those of its level; its scale comes first, then its shift.
-
-    Args:
-        level: of the U-Net.
-        first: column among those of its level.
-    """
-
-    level: int
-    first: int
 
 
 class Plan:

@@ -17,6 +17,7 @@ from policy.model import DiffusionPolicy
 from policy.packaged.calls import Call
 from policy.packaged.graphs import Graph
 from policy.packaged.manifest import OBSERVATION
+from policy.parity import observation_of
 from policy.planning import StreamAgent
 
 QUANTILES = (50, 95, 99)
@@ -60,25 +61,7 @@ def history_of(
         generator: of the numbers.
         task: that is told where tasks have scales of their own; past the last one, from the first.
     """
-    contract, steps = policy.contract, policy.horizons.obs
-    device = next(policy.parameters()).device
-    if contract.scaled_per:
-        task %= contract.observation[contract.scaled_per].size
-    history = {}
-    for name, field in contract.observation.items():
-        if field.is_image:
-            history[name] = generator.integers(0, 256, (1, steps, *field.shape), dtype=np.uint8)
-        elif name == contract.scaled_per:
-            history[name] = np.zeros((1, steps, *field.shape), field.dtype)
-            history[name].reshape(steps, -1)[:, task] = 1
-        else:
-            features = generator.uniform(-1, 1, (1, steps, policy.normalizer.size(name)))
-            sets = torch.tensor([task], device=device) if field.scaled_per else None
-            values = policy.normalizer.unnormalize(
-                name, torch.tensor(features, dtype=torch.float32, device=device), sets
-            )
-            history[name] = values.cpu().numpy().astype(field.dtype)
-    return history
+    return {name: seen.numpy() for name, seen in observation_of(policy, generator, [task]).items()}
 
 
 def tick_parity(

@@ -1,5 +1,7 @@
 """The command line: help, errors, output folders."""
 
+import os
+import signal
 import sys
 
 import pytest
@@ -152,3 +154,25 @@ def test_doctor_takes_a_path_with_any_characters(monkeypatch, capsys, tmp_path):
     path = tmp_path / "it's (a, store) $x"
     assert run_cli(monkeypatch, "doctor", str(path)) == 2
     assert f"{path} does not exist" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["train", "doctor"])
+def test_a_reader_that_leaves_ends_the_verb_quietly(monkeypatch, capsys, verb):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert run_cli(monkeypatch, verb, "--help") == 128 + signal.SIGPIPE
+        nobody.flush()  # Nor does it fail when the interpreter ends.
+    assert capsys.readouterr().err == ""
+
+
+def test_another_pipe_that_breaks_is_an_error(monkeypatch, capsys):
+    def broken(cfg):
+        raise BrokenPipeError("the worker left")
+
+    monkeypatch.setattr(sys, "argv", ["cadence"])
+    with pytest.raises(SystemExit) as end:
+        entry("bench", broken)
+    assert end.value.code == 1
+    assert "the worker left" in capsys.readouterr().err
