@@ -71,6 +71,8 @@ def read_edits(path: Path | str, group: zarr.Group, digest: str, *, n_episodes: 
         return Edits()
     try:
         text = group[f"meta/{PREFIX}{digest}"].attrs["edits"]
+    except MemoryError:
+        raise
     except Exception as error:  # Zarr does not say what it raises of a damaged file.
         raise _damaged(path, digest, f"cannot be read ({type(error).__name__}: {error})") from error
     # The digest vouches for the form of what it is of.

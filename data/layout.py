@@ -65,6 +65,8 @@ def open_group(path: Path | str, mode: Literal["r", "a"]) -> zarr.Group:
         return zarr.open_group(store, mode="r" if mode == "r" else "r+", use_consolidated=False)
     except ImportError as error:
         raise StoreError(f"{path} needs a library that is not there: {error}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # Whatever zarr and remote file systems make of what they find.
         raise StoreError(
             f"{path} is not a zarr group: give the folder that holds data/ and meta/ "
@@ -110,6 +112,8 @@ def stored_array(path: Path | str, group: zarr.Group, key: str) -> zarr.Array:
             f"{path} lacks the array {key}; it has {present} there: "
             f"record it, or take the field out of the contract"
         ) from None
+    except MemoryError:
+        raise
     except Exception as error:  # Whatever zarr makes of a damaged file.
         raise StoreError(
             f"{path}: the zarr.json of {key} is damaged ({type(error).__name__}: {error}): "
@@ -151,6 +155,8 @@ def stored_numbers(path: Path | str, array: zarr.Array, n: int) -> np.ndarray:
         )
     try:
         return np.asarray(array[:n])
+    except MemoryError:
+        raise
     except Exception as error:  # Whatever decoders make of damaged files.
         raise StoreError(
             f"{path}: {array.name} is damaged ({type(error).__name__}: {error}): "

@@ -97,6 +97,8 @@ class NpzArray:
                     raise ValueError(f"format version {version}")
                 shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
                 offset = stream.tell()
+        except MemoryError:
+            raise
         except Exception as error:  # numpy's parser of headers raises anything.
             raise ImporterError(
                 f"{where} is damaged or no numpy array ({error}): save it with numpy.savez"

@@ -274,7 +274,7 @@ def _zarr_faults(path: Path, key: str = "") -> Iterator[None]:
     """Whatever zarr raises about a damaged store, as an ImporterError."""
     try:
         yield
-    except ImporterError:
+    except (ImporterError, MemoryError):
         raise
     except Exception as error:
         where = f"{path}: {key}" if key else str(path)

@@ -294,6 +294,8 @@ def _decoded(encoded: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndar
             if image.size != (shape[1], shape[0]):
                 raise ValueError(f"{image.size[1]} x {image.size[0]} pixels")
             picture = np.asarray(image, np.uint8).reshape(shape)
+    except MemoryError:
+        raise
     except Exception as error:  # A damaged picture makes PIL raise anything.
         raise ImporterError(f"{where} is no picture of shape {shape} ({error})") from error
     return picture
