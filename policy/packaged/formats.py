@@ -70,6 +70,11 @@ def reason(error: Exception) -> str:
 
 def refusal(call: Call, name: str, error: Exception) -> PackageError:
     """That a call cannot be written in a format, and why."""
+    if isinstance(error, OSError) and error.errno:
+        return PackageError(
+            f"the {call.name} could not be written ({error.strerror}): free some space, or choose "
+            f"another place (out=)"
+        )
     return PackageError(
         f"the {call.name} cannot be exported as {name} ({reason(error)}): use another sampler or "
         f"network, or another format"

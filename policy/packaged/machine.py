@@ -14,9 +14,14 @@ INSTRUCTION_SETS = (
 )
 
 
-def processor() -> dict:
-    """This machine's processor: its kind, what torch makes of it, and its instruction sets."""
-    return {
+def processor(device: str = "cpu") -> dict:
+    """This machine's processor: its kind, what torch makes of it, and its instruction sets.
+
+    Args:
+        device: "cuda" for its GPU besides.
+    """
+    gpu = {"gpu": _gpu()} if device == "cuda" else {}
+    return gpu | {
         "system": platform.system(),
         "machine": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -42,7 +47,20 @@ def lacking(made_for: Mapping) -> str:
             f"it was made for a processor with {made_for.get('capability')}, this one has "
             f"{here['capability']}"
         )
+    kernels_for = made_for.get("gpu")
+    if kernels_for and kernels_for != _gpu():
+        return (
+            f"its kernels are for a GPU of compute capability {kernels_for}, "
+            f"here is {_gpu() or 'none'}"
+        )
     return ""
+
+
+def _gpu() -> str:
+    """Compute capability of the GPU, such as "9.0"; "" where there is none."""
+    if not torch.cuda.is_available():
+        return ""
+    return "{}.{}".format(*torch.cuda.get_device_capability())
 
 
 def _features(machine: str) -> list[str]:

@@ -242,7 +242,7 @@ def _draft(
         graphs={},
         device=device.type,
         threads=torch.get_num_threads(),
-        processor=processor(),
+        processor=processor(device.type),
         versions={"torch": torch.__version__, **source.versions, **format.versions()},
         checkpoint=dict(source.checkpoint),
         parity={},

@@ -4,8 +4,11 @@ Graphs are here the calls themselves, so that all that is not an exporter's work
 """
 
 import dataclasses
+import errno
 import json
 import math
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import packaged_policies as given
@@ -16,6 +19,7 @@ from policy.agent import Agent, NotFiniteError
 from policy.entry import CONFIGS
 from policy.packaged import calls, graphs, machine, manifest
 from policy.packaged.agent import PackagedAgent, load_package
+from policy.packaged.formats import refusal
 from policy.packaged.making import export_parts
 from policy.packaged.manifest import PackageError
 from policy.packaged.onnx import ONNX
@@ -225,6 +229,28 @@ def test_files_are_as_they_were_written(tmp_path):
     for name in (file.name, "../tick.onnx"):  # A package's files are in its folder.
         with pytest.raises(PackageError, match="is missing"):
             manifest.check_file(tmp_path, dataclasses.replace(graph, file=name))
+
+
+def test_kernels_are_for_the_gpus_they_were_compiled_for(monkeypatch):
+    here = machine.processor()
+    assert "gpu" not in here
+    monkeypatch.setattr(machine, "_gpu", lambda: "8.6")
+    made = machine.processor("cuda")
+    assert made["gpu"] == "8.6"
+    assert machine.lacking(made) == ""
+    monkeypatch.setattr(machine, "_gpu", lambda: "9.0")
+    assert machine.lacking(made).endswith("of compute capability 8.6, here is 9.0")
+    monkeypatch.setattr(machine, "_gpu", lambda: "")
+    assert machine.lacking(made).endswith("here is none")
+    assert machine.lacking(here) == ""
+
+
+def test_a_disk_that_is_full_is_no_fault_of_the_sampler():
+    call = SimpleNamespace(name="tick")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    said = str(refusal(call, "onnx", full))
+    assert "could not be written (No space left on device)" in said
+    assert "use another sampler" in str(refusal(call, "onnx", OSError("no source code")))
 
 
 def test_code_for_another_processor_is_refused():
