@@ -66,30 +66,43 @@ class Floor:
 def weights_used(net: nn.Module, call: Callable[[], object]) -> int:
     """Weights of a network that the operations of a call read; what was computed before is none.
 
-    A tensor counts as a whole: of experts that lie in one, those that are not asked, too, so that
-    the floor of such a network is too high.
+    Of a tensor that is read in parts, as of experts that lie in one, those parts count.
 
     Args:
         net: the network.
         call: that calls it, or what it made.
     """
     sizes = {weight.untyped_storage().data_ptr(): weight.numel() for weight in net.parameters()}
-    with _Storages() as storages:
+    with _Reads() as reads:
         call()
-    return sum(sizes[pointer] for pointer in storages.seen & set(sizes))
+    # Parts may overlap.
+    return sum(min(size, sum(reads.seen.get(at, {}).values())) for at, size in sizes.items())
 
 
-class _Storages(TorchDispatchMode):
-    """Notes where the arguments of operations lie."""
+class _Reads(TorchDispatchMode):
+    """Notes what operations read: storage -> place in it -> number of elements."""
 
     def __init__(self):
         super().__init__()
-        self.seen: set[int] = set()
+        self.seen: dict[int, dict[tuple, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = tree_leaves((args, kwargs))
-        self.seen |= {a.untyped_storage().data_ptr() for a in given if isinstance(a, Tensor)}
+        if not _is_view(func):
+            for given in tree_leaves((args, kwargs)):
+                if isinstance(given, Tensor):
+                    self._note(given)
         return func(*args, **(kwargs or {}))
+
+    def _note(self, given: Tensor) -> None:
+        axes = sorted(zip(given.stride(), given.shape, strict=True))  # Also of what is transposed.
+        place = given.storage_offset(), *axes
+        self.seen.setdefault(given.untyped_storage().data_ptr(), {})[place] = given.numel()
+
+
+def _is_view(func: Any) -> bool:
+    """Whether an operation gives other views of what it is given, and reads nothing."""
+    alias = [returned.alias_info for returned in func._schema.returns]
+    return any(info is not None and not info.is_write for info in alias)
 
 
 def readers(n_bytes: int, device: torch.device) -> dict[str, Callable[[], Tensor]]:

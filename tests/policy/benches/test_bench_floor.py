@@ -16,6 +16,7 @@ from policy.benches.floor import (
     synchronised,
     weights_used,
 )
+from policy.nets.experts import Experts
 from policy.nets.unet1d import UNet1d
 
 CPU = torch.device("cpu")
@@ -81,6 +82,24 @@ def test_weights_of_known_levels_are_not_used_any_more():
     ]
     with torch.no_grad():
         assert weights_used(net, lambda: at(x, cond)) == everything - sum(of_levels)
+
+
+def test_of_experts_that_lie_in_one_tensor_those_that_are_asked_count():
+    net = nn.ParameterList([torch.ones(4, 3, 2)])  # Four experts, from 2 to 3 features.
+    weight, x = net[0], torch.ones(1, 2)
+    assert weights_used(net, lambda: x @ weight[1].t()) == 3 * 2
+    assert weights_used(net, lambda: [x @ weight[i].t() for i in (1, 1, 2)]) == 2 * 3 * 2
+    assert weights_used(net, lambda: (x @ weight[1].t(), weight[0] * 2, weight.sum())) == 4 * 3 * 2
+
+
+@pytest.mark.parametrize(("top_k", "used"), [(1, 1), (2, 2), (4, 4)])
+def test_a_mixture_at_a_known_level_reads_the_experts_it_asks(top_k, used):
+    layer = Experts(size=4, n_experts=4, top_k=top_k)
+    with torch.no_grad():
+        at = layer.at(torch.zeros(3, 4))
+        read = weights_used(layer, lambda: at(torch.ones(1, 3, 4)))
+    one = (layer.up.numel() + layer.down.numel()) // 4
+    assert read == used * one
 
 
 @pytest.mark.parametrize("n_bytes", [1, 4 * MATRIX, 10_000_000])
