@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from policy.nets.large_pages import zeros
+
 MATRIX = 1024  # rows and columns of the matrices that are multiplied
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}  # of a weight
 
@@ -114,8 +116,8 @@ def readers(n_bytes: int, device: torch.device) -> dict[str, Callable[[], Tensor
     """
     rows = max(1, n_bytes // (4 * MATRIX))
     # Ones: what is multiplied must neither overflow nor become denormal, which is slow.
-    matrix, vector = (torch.ones(shape, device=device) for shape in ((rows, MATRIX), (MATRIX,)))
-    flat = matrix.flatten()
+    flat = zeros(4 * rows * MATRIX).view(torch.float32).to(device).fill_(1)
+    matrix, vector = flat.view(rows, MATRIX), torch.ones(MATRIX, device=device)
     return {
         "sum": lambda: synchronised(flat.sum()),
         "dot": lambda: synchronised(torch.dot(flat, flat)),

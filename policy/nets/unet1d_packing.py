@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from policy.nets.large_pages import joined
+
 FORMATS = ("fp32", "bf16", "int8")  # in the order of the enum in unet1d_cpu.cpp
 TOGETHER = {"fp32": 1, "bf16": 2, "int8": 4}  # input channels in a word of 32 bits ...
 MULTIPLE = 4  # ... and what their number is padded to
@@ -79,7 +81,7 @@ class Packing:
 
     def weights(self) -> Tensor:
         """All weights, as bytes."""
-        return torch.cat(self._weights)
+        return joined(self._weights)
 
     def constants(self) -> Tensor:
         """All constants, in fp32."""

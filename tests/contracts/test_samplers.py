@@ -1,6 +1,7 @@
 """What every sampler of configs/sampler does; a new one is tested by its YAML alone."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,13 @@ SPACE = ChunkSpace(
 )
 
 
+@cache
+def configured(name):
+    return compose_config("evaluate", [f"sampler={name}", "env=pillar", "checkpoint=none"]).sampler
+
+
 def built(name, space=SPACE):
-    overrides = [f"sampler={name}", "env=pillar", "checkpoint=none"]
-    return instantiate(compose_config("evaluate", overrides).sampler)(space=space)
+    return instantiate(configured(name))(space=space)
 
 
 def gaussian(x, sigma, cond):

@@ -1,7 +1,6 @@
 """Data sets read in another process: what comes back, crashes, interruptions, and its end."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,66 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from read_apart import Given, Large, N, OfObjects
 
 from data.importers.apart import Apart, FromReader, Reader
 from data.importers.importer import ImportedEpisode, ImporterError
 from data.importers.intake import take_in
 from data.importers.samples import SAMPLES, episodes
 from data.store import EpisodeStore
-from data.types import Contract, ContractError, Field
-
-CONTRACT = Contract({"state": Field((1,), unit="m")}, Field((1,), unit="m"), 0.1)
-N = 5
-
-
-class Given:
-    """Episodes whose numbers are theirs; at one of them something happens."""
-
-    n_episodes = N
-    contract = CONTRACT
-
-    def __init__(self, path: Path, *, at: int = -1, what: str = "", on_opening: str = ""):
-        self.path, self.at, self.what = Path(path), at, what
-        self.left_out = {"pose": "not taken"}
-        happen(on_opening)
-
-    def episodes(self, first: int = 0) -> Iterator[ImportedEpisode]:
-        for number in range(first, N):
-            if number == self.at:
-                happen(self.what)
-            values = np.full((number + 1, 1), number, np.float32)
-            yield ImportedEpisode(
-                {"state": values, "action": values}, {"name": f"e{number}", "pid": os.getpid()}
-            )
-
-
-def happen(what: str) -> None:
-    """Do what a test is about, in the process that reads."""
-    errors = {
-        "importer": ImporterError("it is broken"),
-        "contract": ContractError("please give fields.action.unit=..."),
-        "missing": ModuleNotFoundError("needs h5py: pip install h5py"),
-        "file": PermissionError(13, "Permission denied", "x.hdf5"),
-        "fault": KeyError("a fault of ours"),
-    }
-    if what in errors:
-        try:
-            {}["nothing"]  # What came first.
-        except KeyError as error:
-            raise errors[what] from error
-    if what.startswith("SIG"):
-        os.kill(os.getpid(), getattr(signal, what))
-    if what == "exit":
-        os._exit(3)
-    if what == "hang":
-        signal.pause()
-    if what == "wait":
-        time.sleep(2)
-    if what == "loop":
-        re.match("(a*)*b", "a" * 60)  # It looks at 2**60 ways, and at no signal.
-    if what == "print":
-        print("noise of a library", flush=True)
-        os.write(1, b"and of one in C\n")
+from data.types import ContractError
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +108,7 @@ def test_errors_are_passed_on_as_themselves_with_what_came_first(path, reader, w
     for caught in (opening, later):
         cause = caught.value.__cause__
         assert isinstance(cause, FromReader)
-        assert cause.origin == "KeyError in test_apart"
+        assert cause.origin == "KeyError in read_apart"
         assert "line" in str(cause)
 
 
@@ -274,8 +221,11 @@ def test_the_process_ends_with_its_parent_even_if_that_is_killed(path):
     code = f"""
         import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}
         from pathlib import Path
-        import test_apart
-        given = test_apart.apart(Path({str(path)!r}))
+        from functools import partial
+        from data.importers.apart import Apart
+        from read_apart import Given
+        path = Path({str(path)!r})
+        given = Apart(partial(Given, path), path)
         print(next(given.episodes()).metadata["pid"], flush=True)
         input()
     """
@@ -335,13 +285,6 @@ def test_arrays_that_are_no_numbers_are_a_fault(path, reader):
     assert numbers(apart(path, reader).episodes(3)) == [3, 4]
 
 
-class OfObjects(Given):
-    """An episode of what is no number."""
-
-    def episodes(self, first: int = 0) -> Iterator[ImportedEpisode]:
-        yield ImportedEpisode({"state": np.array([[None]])}, {})
-
-
 class Interrupting:
     """A stream, of which a call is interrupted before or after it is made."""
 
@@ -385,19 +328,6 @@ def test_large_and_empty_arrays_come_whole(path, reader):
     assert episode.fields["empty"].shape == (0, 3)
     np.testing.assert_array_equal(episode.fields["large"], Large.values(), strict=True)
     assert episode.fields["large"].flags.c_contiguous
-
-
-class Large(Given):
-    """An episode of more than the pipe holds, in an order that memory does not have."""
-
-    n_episodes = 1
-
-    @staticmethod
-    def values() -> np.ndarray:
-        return np.arange(3 * 2**20, dtype=np.int64).reshape(3, -1).T
-
-    def episodes(self, first: int = 0) -> Iterator[ImportedEpisode]:
-        yield ImportedEpisode({"large": self.values(), "empty": np.zeros((0, 3))}, {})
 
 
 def test_warnings_are_as_in_this_process(path, capfd, monkeypatch):

@@ -64,6 +64,40 @@ def test_a_carry_can_be_fed_back():
         assert total.item() == 2 * n
 
 
+def test_what_an_interrupted_call_left_running_is_waited_for():
+    class Late(FakeDevice):
+        """Reads its inputs when it is waited for, and not before."""
+
+        replay = None
+
+        def capture(self, function):
+            replay = super().capture(function)
+
+            def launch():
+                assert self.replay is None
+                self.replay = replay
+
+            return launch
+
+        def wait(self):
+            super().wait()
+            if self.n_waits == 1:
+                raise KeyboardInterrupt
+            assert self.replay is not None
+            self.replay()
+            self.replay = None
+
+    device, seen = Late(), []
+    captured = Captured(
+        lambda a: [seen.append(a.item()) or a], [torch.zeros(())], device, n_waited=1
+    )
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        captured(torch.tensor(1.0))
+    assert captured(torch.tensor(2.0))[0] == 2
+    assert seen == [1, 2]
+
+
 def test_without_cuda_a_capture_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is CUDA here")
