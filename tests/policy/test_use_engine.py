@@ -15,8 +15,8 @@ from policy.candidates import Subject
 from policy.diffusion.step import dpmpp_2m, dpmpp_2m_sde
 from policy.engine import EngineSettings, use_engine
 from policy.entry import CONFIGS, compose_config, compose_part
-from policy.flat import TickForm
-from policy.parity import action_range, error_in, error_of_start, examples_of
+from policy.flat import StartForm, TickForm
+from policy.parity import action_range, error_in, error_of_start, examples_of, starts_of
 from policy.planning import AgentPlanner
 from policy.sampling.carry import UNKNOWN, moved, nothing_known
 from policy.sampling.descent import Descent
@@ -173,7 +173,7 @@ def test_a_network_that_has_a_form_of_its_own_can_be_recorded_as_it_is_written(s
     line = use_engine([agent], replace(settings, name="recorded"))
     assert line.startswith("engine: recorded, fp32 weights: p50 ")
     np.testing.assert_array_equal(chunks(agent), expected)
-    with pytest.raises(ValueError, match="engine=recorded cannot be used: engine.weights=int8"):
+    with pytest.raises(ValueError, match=r"engine=recorded cannot be used: engine\.weights=int8"):
         use_engine([agent], replace(settings, name="recorded", weights="int8"))
 
 
@@ -537,6 +537,22 @@ def test_a_captured_tick_gives_the_chunks_of_the_network(make):
     expected = chunks(agent)
     subject = subject_of(agent.tick, 2)
     use(agent, subject, subject.cuda_graph(Replaying()))
+    np.testing.assert_array_equal(chunks(agent), expected)
+
+
+def test_a_captured_start_begins_streams_as_the_network_does():
+    policy = policy_of(Net())
+    policy.horizons = replace(HORIZONS, pred=8)
+    agent = Agent(policy, rti(0), rows=1)
+    expected = chunks(agent)
+    form = StartForm(agent.tick)
+    inputs = [form.inputs(example) for example in starts_of(agent.tick, rows=1, n=2)]
+    subject = Subject(agent.tick, form, inputs, weights="fp32", lowered=None)
+    ticks = subject_of(agent.tick, 2)
+    agent.use(
+        TickForm(agent.tick).back(ticks.plain(), ticks.examples[0]),
+        form.back(subject.cuda_graph(Replaying()), inputs[0]),
+    )
     np.testing.assert_array_equal(chunks(agent), expected)
 
 
