@@ -1,5 +1,6 @@
 """Programs by torch's compilers: as code of this process, or a package that later starts load."""
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -12,6 +13,8 @@ from torch import Tensor
 from policy.control.engine import Call, UnavailableError
 from policy.control.program import Program
 from policy.fingerprint import device_name
+
+KEPT = 8  # packages, each as large as its network
 
 
 def compiled(program: Program, inputs: Sequence[Tensor]) -> Call:
@@ -40,7 +43,7 @@ def packaged(program: Program, inputs: Sequence[Tensor], folder: Path) -> Call:
     Args:
         program: to be compiled.
         inputs: an example, on the program's device.
-        folder: of the packages, which later starts take up.
+        folder: of the packages, which later starts take up; the last few are kept.
 
     Raises:
         UnavailableError: the compiler cannot, or the folder cannot be written to.
@@ -54,10 +57,12 @@ def packaged(program: Program, inputs: Sequence[Tensor], folder: Path) -> Call:
     def make() -> Call:
         if path.exists():
             try:
+                path.touch()  # It is in use.
                 return torch._inductor.aoti_load_package(str(path))
             except Exception:  # It is damaged: it is made again.
                 path.unlink(missing_ok=True)
         _write(program, inputs, path)
+        _forget(folder)
         return torch._inductor.aoti_load_package(str(path))
 
     return _built("AOTInductor", make)
@@ -71,6 +76,14 @@ def digest(program: Program) -> str:
         found.update(f"{constant.dtype} {tuple(constant.shape)}".encode())
         found.update(values.numpy().data)
     return found.hexdigest()
+
+
+def _forget(folder: Path) -> None:
+    """Remove the packages that were not used for longest, but for the last ones."""
+    with contextlib.suppress(OSError):  # Another process may do the same.
+        packages = sorted(folder.glob("*.pt2"), key=lambda path: path.stat().st_mtime)
+        for path in packages[:-KEPT]:
+            path.unlink(missing_ok=True)
 
 
 def _built(what: str, make: Callable[[], Call]) -> Call:
