@@ -155,8 +155,11 @@ def stored_numbers(path: Path | str, array: zarr.Array, n: int) -> np.ndarray:
         )
     try:
         return np.asarray(array[:n])
-    except MemoryError:
-        raise
+    except MemoryError as error:  # A damaged zarr.json may ask for anything.
+        raise StoreError(
+            f"{path}: {array.name} needs more memory than there is ({error}): free some, or "
+            f"restore its zarr.json from a copy if that is not its size"
+        ) from error
     except Exception as error:  # Whatever decoders make of damaged files.
         raise StoreError(
             f"{path}: {array.name} is damaged ({type(error).__name__}: {error}): "

@@ -1,6 +1,7 @@
 """The asynchronous loop without delay equals a plain synchronous one, bit for bit (T2, T6).
 
-Every network with every sampler. The synchronous loop here is the shortest one that there is.
+Every network and every sampler, each with two of the others (test_product has all pairs). The
+synchronous loop here is the shortest one that there is.
 """
 
 import numpy as np
@@ -93,8 +94,16 @@ def asynchronous(planner):
     return plant.commands
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("net", NETS)
+def pairs():
+    """Two of the other kind for each network and each sampler: diagonals of the table of all."""
+    n = max(len(NETS), len(SAMPLERS))
+    found = {
+        (NETS[(i + k) % len(NETS)], SAMPLERS[i % len(SAMPLERS)]) for i in range(n) for k in (0, 5)
+    }
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("net", "sampler"), pairs())
 def test_t2_t6_without_delay_asynchronous_is_synchronous(net, sampler):
     expected = synchronous(planner_of(net, sampler))
     assert len(expected) == N_TICKS

@@ -216,7 +216,7 @@ def test_a_file_of_another_size_is_no_cache(store, tmp_path):
 
 
 BUILD = """
-import sys, time
+import sys
 from data import frame_cache
 from data.store import EpisodeStore
 frame_cache.SAFE_BYTES = 1
@@ -225,7 +225,8 @@ frame_cache.Blocks = lambda store, name, rows: blocks(store, name, rows, n_bytes
 read = EpisodeStore.read_rows
 def slow(self, key, rows):
     print("reading", rows[0], flush=True)
-    time.sleep(0.05)
+    if rows[0] == 5:
+        sys.stdin.readline()  # It waits there.
     return read(self, key, rows)
 EpisodeStore.read_rows = slow
 frame_cache.FrameCache.of(sys.argv[2], EpisodeStore.open(sys.argv[1]), "camera").open()
@@ -234,7 +235,9 @@ frame_cache.FrameCache.of(sys.argv[2], EpisodeStore.open(sys.argv[1]), "camera")
 
 def test_a_killed_build_goes_on_and_its_lock_is_gone(store, tmp_path):
     command = [sys.executable, "-c", BUILD, str(store.path), str(tmp_path / "cache")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as builder:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as builder:
         assert builder.stdout is not None
         while builder.stdout.readline() != "reading 5\n":
             pass
@@ -279,15 +282,27 @@ def test_of_several_builders_one_builds_and_the_others_wait(store, tmp_path):
     assert {steps for _, steps in results} == {store.read("camera").tobytes()}
 
 
-def test_a_waiting_builder_says_so(store, tmp_path, capsys):
+def test_a_waiting_builder_says_so(store, tmp_path, monkeypatch):
     cache = FrameCache.of(tmp_path / "cache", store, "camera")
     command = [sys.executable, "-c", BUILD, str(store.path), str(tmp_path / "cache")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as builder:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as builder:
         assert builder.stdout is not None
         builder.stdout.readline()
+        said = []
+
+        def say(text: str, **_: object) -> None:
+            said.append(text)
+            assert builder.stdin is not None
+            builder.stdin.write("go on\n")
+            builder.stdin.flush()
+
+        monkeypatch.setattr(frame_cache, "print", say, raising=False)
         np.testing.assert_array_equal(all_steps(cache), store.read("camera"))
     assert builder.returncode == 0
-    assert "another run builds a cache of camera of" in capsys.readouterr().out
+    assert len(said) == 1
+    assert "another run builds a cache of camera of" in said[0]
 
 
 def test_a_full_disk_is_refused_before_anything_is_decoded(store, tmp_path, monkeypatch):

@@ -35,7 +35,6 @@ def read_zarr():
     "read",
     [
         lambda: layout.stored_array("somewhere", Large(), "data/state"),
-        lambda: layout.stored_numbers("somewhere", Large(), 3),
         lambda: edits.read_edits("somewhere", Large(), "0" * 64, n_episodes=1),
         lambda: archive.NpzArray.of(Path("somewhere"), Large(), "state.npy"),
         read_zarr,
@@ -57,3 +56,8 @@ def test_of_a_picture(monkeypatch):
     monkeypatch.setattr(image, "open", too_large)
     with pytest.raises(MemoryError):
         minari._decoded(np.zeros(3, np.uint8), (2, 2, 3), "somewhere")
+
+
+def test_of_numbers_whose_size_may_be_wrong():
+    with pytest.raises(layout.StoreError, match="needs more memory than there is"):
+        layout.stored_numbers("somewhere", Large(), 3)

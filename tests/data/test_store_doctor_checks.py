@@ -67,9 +67,9 @@ def write(
     metadata: Callable[[int], dict] = lambda i: {"seed": i, "task": "bring it"},
 ) -> Path:
     """A store of our own, episode by episode."""
-    store = EpisodeStore.create(path, contract)
-    for index, episode in enumerate(episodes):
-        store.append({name: episode[name] for name in contract.fields}, **metadata(index))
+    with EpisodeStore.create(path, contract) as store, store.together():
+        for index, episode in enumerate(episodes):
+            store.append({name: episode[name] for name in contract.fields}, **metadata(index))
     return path
 
 

@@ -1,5 +1,6 @@
 """`cadence edit`: its grammar, what it says, and that it says before it does."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,9 +37,14 @@ def make(path: Path, n: int = 5) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return make(tmp_path_factory.mktemp("made") / "store.zarr")
+
+
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return make(tmp_path / "store.zarr")
+def path(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "store.zarr")
 
 
 @pytest.fixture

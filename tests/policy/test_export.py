@@ -62,7 +62,9 @@ def test_export_and_import_give_an_equal_store(store, tmp_path, monkeypatch):
 
 def test_help_lists_what_is_exported(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["cadence", "--help"])
-    export.main()
+    with pytest.raises(SystemExit) as end:
+        export.main()
+    assert end.value.code == 0
     assert "  format=aot|lerobot_v3|onnx  (lerobot_v3)" in capsys.readouterr().out.splitlines()
 
 

@@ -36,6 +36,7 @@ from policy.train import run as train
 SETTINGS = (
     "env=gymnasium",
     "env.id=Pendulum-v1",
+    "+env.max_episode_steps=20",
     "reward.total=0.01",
     "reward.success=0",
     "chain.sigmas=[2.0,0.5,0.1,0.0]",
@@ -69,6 +70,18 @@ def checkpoint(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.fixture
+def drawn():
+    """For a test that looks at the figure, or at what becomes of it."""
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request, monkeypatch):
+    """Other runs have no figure, which takes longer than they do."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(verb, "draw_learning", lambda out, *, measure: None)
+
+
 def configured(checkpoint, out, *more):
     return compose_config("finetune", [f"checkpoint={checkpoint}", f"out={out}", *SETTINGS, *more])
 
@@ -77,7 +90,7 @@ def weights(folder):
     return from_checkpoint(load(folder)).state_dict()
 
 
-def test_its_result_is_a_checkpoint_like_any_other(checkpoint, tmp_path):
+def test_its_result_is_a_checkpoint_like_any_other(checkpoint, tmp_path, drawn):
     out = tmp_path / "tuned"
     assert verb.run(configured(checkpoint, out)) == 0
     lines = read_metrics(out / "metrics.jsonl")
@@ -206,7 +219,7 @@ def test_a_run_without_an_update_of_the_policy_says_so(checkpoint, tmp_path, cap
     assert "critic_warmup=1000, the run had 6 iterations" in capsys.readouterr().out
 
 
-def test_what_is_refused_can_be_started_again_in_its_folder(checkpoint, tmp_path):
+def test_what_is_refused_can_be_started_again_in_its_folder(checkpoint, tmp_path, drawn):
     out = tmp_path / "run"
     with pytest.raises(ValueError, match=r"had a reward.*reward\.total=1"):
         verb.run(configured(checkpoint, out, "reward.success=1", "reward.total=0"))
@@ -236,7 +249,7 @@ def test_a_checkpoint_that_predicts_no_numbers_is_refused(checkpoint, tmp_path, 
         verb.run(configured(checkpoint, tmp_path / "tuned"))
 
 
-def test_without_success_the_return_tells_the_best(checkpoint, tmp_path, monkeypatch):
+def test_without_success_the_return_tells_the_best(checkpoint, tmp_path, monkeypatch, drawn):
     out, totals = tmp_path / "tuned", iter([-100.0, -90.0, -80.0, -99.9])
 
     def measured(evaluation, policy):
@@ -357,7 +370,7 @@ def test_no_other_run_is_resumed(checkpoint):
         verb.resume(checkpoint, Ranks())
 
 
-def test_a_run_that_was_killed_at_once_goes_on(checkpoint, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_at_once_goes_on(checkpoint, tmp_path, monkeypatch, drawn):
     out = tmp_path / "tuned"
 
     def iterate(run, *rest):

@@ -1,11 +1,12 @@
 """`cadence import`: what a user types, what is asked, resumption, and what is written."""
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from data.codec import Jpeg
+from data.importers.apart import Apart, Reader
 from data.importers.samples import episodes, write_diffusion_policy, write_npz_folder
 from data.importers.samples import write_robomimic as robomimic
 from data.store import EpisodeStore
@@ -31,8 +33,6 @@ TOLD = [
     "control_dt=0.1",
 ]
 
-N_LONG = 1500  # episodes whose import is not over before it is interrupted
-
 
 def run(*arguments: object) -> Path:
     """The verb as from the command line, without its handling of errors."""
@@ -41,6 +41,19 @@ def run(*arguments: object) -> Path:
         return import_data.run(compose_config("import", overrides))
     except InstantiationException as error:  # The command line shows its cause alone.
         raise error.__cause__ or error from None
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Reader]:
+    """One process that reads for all tests, as its start takes longer than they do."""
+    made = Reader()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(autouse=True)
+def _one_reader(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_data, "Apart", partial(Apart, reader=reader))
 
 
 @pytest.fixture
@@ -277,7 +290,9 @@ def test_known_answers_are_those_of_the_store_they_are_of(known):
 
 def test_help_lists_what_is_imported(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["cadence", "--help"])
-    import_data.main()
+    with pytest.raises(SystemExit) as end:
+        import_data.main()
+    assert end.value.code == 0
     listed = next(line for line in capsys.readouterr().out.splitlines() if "  format=" in line)
     assert "robomimic" in listed
     assert "lerobot_v3" not in listed
@@ -294,56 +309,68 @@ def test_a_crash_of_the_library_is_an_error_with_the_file_and_the_signal(source,
     assert not (tmp_path / "s.zarr").exists()
 
 
-def test_the_command_line(tmp_path):
-    path = robomimic(tmp_path, episodes())
-    command = [sys.executable, "-m", "policy.cli", "import", "format=robomimic", f"src={path}"]
-    root = CONFIGS.parent
-
-    def result(*more: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [*command, *more], cwd=root, capture_output=True, text=True, timeout=120, check=False
-        )
-
-    store = tmp_path / "store.zarr"
-    asked = result(f"store={store}", "take=[eef_pos]")
-    assert asked.returncode == 1
-    assert "please give fields.eef_pos.unit=... fields.action.unit=..." in asked.stderr
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    path, store = robomimic(tmp_path, episodes()), tmp_path / "store.zarr"
+    arguments = ["import", "format=robomimic", f"src={path}", f"store={store}", "take=[eef_pos]"]
+    monkeypatch.setattr(sys, "argv", ["cadence", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    asked = "please give fields.eef_pos.unit=... fields.action.unit=..."
+    assert asked in capsys.readouterr().err
     told = ["fields.eef_pos.unit=m", "fields.action.unit=1", "fields.action.rotation=none"]
-    done = result(f"store={store}", "take=[eef_pos]", *told)
+    command = [sys.executable, "-m", "policy.cli", *arguments, *told]
+    done = subprocess.run(
+        command, cwd=CONFIGS.parent, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, EpisodeStore.open(store).n_episodes) == (0, 3)
     assert EpisodeStore.open(store).contract.action.kind == "delta"
     assert "import" in cli.usage()
 
 
+INTERRUPTED_AT = 3  # episodes that are there
+WAITING = f"""
+import signal, time
+from data.store import EpisodeStore
+from policy import cli
+append, calls = EpisodeStore.append, []
+def waiting(self, *args, **kwargs):
+    append(self, *args, **kwargs)
+    calls.append(1)
+    if len(calls) == {INTERRUPTED_AT}:
+        print("waiting", flush=True)
+        time.sleep(100)
+EpisodeStore.append = waiting
+signal.signal(signal.SIGINT, signal.default_int_handler)  # What a shell starts behind ignores it.
+cli.main()
+"""
+
+
 def test_a_real_ctrl_c_keeps_whole_episodes(tmp_path):
-    path = write_npz_folder(tmp_path, episodes(lengths=(2,) * N_LONG))
+    n = 6
+    path = write_npz_folder(tmp_path, episodes(lengths=(2,) * n))
     store = tmp_path / "store.zarr"
-    command = [sys.executable, "-m", "policy.cli", "import", "format=folder", f"src={path}"]
-    command += [f"store={store}", *TOLD]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    arguments = ["format=folder", f"src={path}", f"store={store}", *TOLD]
     process = subprocess.Popen(
-        command, cwd=CONFIGS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        [sys.executable, "-c", WAITING, "import", *arguments],
+        cwd=CONFIGS.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
-        deadline = time.monotonic() + 100
-        while not store.exists() and time.monotonic() < deadline:
-            time.sleep(0.002)
+        assert process.stdout is not None
+        before = list(takewhile(lambda line: not line.endswith("waiting\n"), process.stdout))
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert b"go on with the same command" in said
-    n_there = EpisodeStore.open(store).n_episodes
-    assert n_there < N_LONG
-    assert (
-        subprocess.run(
-            command, cwd=CONFIGS.parent, check=False, timeout=200, capture_output=True
-        ).returncode
-        == 0
-    )
+    assert process.returncode == 130, before
+    assert "go on with the same command" in said
+    assert EpisodeStore.open(store).n_episodes == INTERRUPTED_AT
+    run(*arguments)
     numbers = [e["source_number"] for e in EpisodeStore.open(store).episode_metadata]
-    assert numbers == list(range(N_LONG))
+    assert numbers == list(range(n))
 
 
 def test_pictures_may_be_kept_with_loss():

@@ -114,20 +114,32 @@ def test_parts_one_after_another_give_the_step_of_the_whole_batch(store, accumul
     assert any(not torch.equal(start[name], values) for name, values in whole.items())
 
 
-def learn_as_rank(rank: int, store: Path, out: Path, size: int, accumulate: int) -> None:
+ACCUMULATED = (1, 3)
+
+
+def learn_as_rank(rank: int, store: Path, out: Path, size: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/join", rank=rank, world_size=size)
-    run = prepared(store, f"accumulate={accumulate}", ranks=Ranks(rank, size))
-    weights, loss = trained(run, 4)
-    torch.save((weights, loss), out / f"{rank}.pt")
+    for accumulate in ACCUMULATED:
+        run = prepared(store, f"accumulate={accumulate}", ranks=Ranks(rank, size))
+        torch.save(trained(run, 4), out / f"{rank}_{accumulate}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_two_processes_give_the_step_of_one(store, tmp_path, accumulate):
-    spawn(learn_as_rank, args=(store, tmp_path, 2, accumulate), nprocs=2)
+@pytest.fixture(scope="module")
+def two_processes(store, tmp_path_factory) -> Path:
+    """What each of two processes learned, in one part and in several."""
+    out = tmp_path_factory.mktemp("two")
+    spawn(learn_as_rank, args=(store, out, 2), nprocs=2)
+    return out
+
+
+@pytest.mark.parametrize("accumulate", ACCUMULATED)
+def test_two_processes_give_the_step_of_one(store, two_processes, accumulate):
     whole, loss = trained(prepared(store), 4)
-    (one, its_loss), (other, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (one, its_loss), (other, _) = (
+        torch.load(two_processes / f"{rank}_{accumulate}.pt") for rank in range(2)
+    )
     assert_same(whole, one)
     assert its_loss == pytest.approx(loss, rel=1e-5)
     assert all(torch.equal(one[name], values) for name, values in other.items())

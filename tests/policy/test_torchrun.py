@@ -13,10 +13,13 @@ import torch
 
 from data.store import EpisodeStore
 from data.types import Contract, Field
+from policy import train
 from policy.checkpoint import load
+from policy.entry import compose_config
 from policy.interruption import Interruption
 from policy.metrics import read_metrics
 
+WAITING = Path(__file__).with_name("waiting_training.py")
 SETTINGS = (
     *("steps=30", "save_every=10", "log_every=5", "validate_every=10", "precision=fp32"),
     *("batch_size=16", "net.channels=[8,16]", "warmup_steps=5", "holdout=0.25", "device=cpu"),
@@ -38,16 +41,11 @@ def store(tmp_path_factory) -> Path:
     return path
 
 
-def start(n_ranks: int, *arguments: str) -> subprocess.Popen:
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(n_ranks), "-m"]
+def start(program: list[str], *arguments: str) -> subprocess.Popen:
+    """Two processes of a program, such as ["-m", "policy.train"]."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            *launcher[: 0 if n_ranks == 1 else None],
-            "policy.train",
-            *arguments,
-        ],
+        [sys.executable, *launcher, *program, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -62,10 +60,14 @@ def finish(process: subprocess.Popen, *, status: int = 0) -> str:
     return output
 
 
+def train_here(*settings: str) -> None:
+    train.run(compose_config("train", settings))
+
+
 @pytest.fixture(scope="module")
 def alone(store, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "run"
-    finish(start(1, f"store.path={store}", f"out={out}", *SETTINGS))
+    train_here(f"store.path={store}", f"out={out}", *SETTINGS)
     return out
 
 
@@ -82,15 +84,16 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def test_two_processes_train_as_one_and_one_of_them_writes(store, alone, tmp_path):
     out = tmp_path / "run"
-    shown = finish(start(2, f"store.path={store}", f"out={out}", *SETTINGS))
+    shown = finish(start(["-m", "policy.train"], f"store.path={store}", f"out={out}", *SETTINGS))
     assert_same_run(alone, out)
     assert shown.count("done at step 30") == 1
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in alone.iterdir())
 
 
-def test_ctrl_c_ends_all_and_another_number_of_processes_goes_on(store, alone, tmp_path):
+def test_ctrl_c_ends_all_and_another_number_of_processes_goes_on(store, alone, tmp_path, capsys):
     out = tmp_path / "run"
-    process = start(2, f"store.path={store}", f"out={out}", *SETTINGS)
+    waiting = [str(WAITING), "line", "5"]
+    process = start(waiting, f"store.path={store}", f"out={out}", *SETTINGS)
     deadline = time.monotonic() + 150
     while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text()):
         assert process.poll() is None, process.stdout and process.stdout.read()
@@ -100,8 +103,9 @@ def test_ctrl_c_ends_all_and_another_number_of_processes_goes_on(store, alone, t
     shown, _ = process.communicate(timeout=100)
     assert process.returncode != 0
     assert f"go on with: cadence train resume={out}" in shown
-    assert 0 < load(out).step < 30
-    assert "resuming" in finish(start(1, f"resume={out}"))
+    assert load(out).step == 5
+    train_here(f"resume={out}")
+    assert "resuming" in capsys.readouterr().out
     assert_same_run(alone, out)
 
 

@@ -112,7 +112,7 @@ def networks(draw):
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     networks(),
     st.integers(0, 1000),

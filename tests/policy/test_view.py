@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import shutil
 import socket
 import struct
 import threading
@@ -53,9 +54,14 @@ def make_store(path: Path, n: int = 3, **metadata: object) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return make_store(tmp_path_factory.mktemp("made") / "store.zarr")
+
+
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return make_store(tmp_path / "store.zarr")
+def path(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "store.zarr")
 
 
 def pixels(content: bytes) -> np.ndarray:

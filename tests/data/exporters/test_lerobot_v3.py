@@ -69,9 +69,20 @@ def photographed(**sizes: tuple[int, ...]) -> Contract:
     )
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with a store and what it was exported to, to be copied."""
+    folder = tmp_path_factory.mktemp("made")
+    with filled(folder / "store.zarr") as store:
+        LeRobotV3().export(store, folder / "out")
+    return folder
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> EpisodeStore:
-    return filled(tmp_path / "store.zarr")
+def store(made: Path, tmp_path: Path) -> EpisodeStore:
+    return EpisodeStore.open(
+        shutil.copytree(made / "store.zarr", tmp_path / "store.zarr"), mode="a"
+    )
 
 
 def back(data_set: Path, place: Path, **settings) -> EpisodeStore:
@@ -376,9 +387,8 @@ def test_progress_is_told_after_every_episode(store, tmp_path):
 
 
 @pytest.fixture
-def exported(store, tmp_path) -> Path:
-    LeRobotV3().export(store, tmp_path / "out")
-    return tmp_path / "out"
+def exported(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made / "out", tmp_path / "out")
 
 
 def change_info(data_set: Path, *keys: str, value: object) -> None:

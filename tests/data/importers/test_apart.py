@@ -190,11 +190,14 @@ def test_interrupting_the_wait_ends_the_process(path):
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
+    def wait() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        next(reading)
+
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(KeyboardInterrupt):
-            next(reading)
+            wait()
     finally:
         signal.signal(signal.SIGALRM, previous)
     assert not is_alive(process)
