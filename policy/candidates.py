@@ -78,7 +78,8 @@ class Subject:
 
     def digest(self, name: str) -> str:
         """Equal for functions that a candidate computes in the same way; for errors see `make`."""
-        return digest(self.fused_program if name == "fused" else self.program)
+        program = self.fused_program if name == "fused" else self.program
+        return digest(program, self.examples[0])
 
     def plain(self) -> Call:
         """The function as it is written, of observations on the host."""
@@ -116,7 +117,7 @@ class Subject:
 
     @cached_property
     def _lowered_tick(self) -> Tick | None:
-        if self._lowered is None or self.device.type != "cpu" or self.weights == "fp16":
+        if self._lowered is None or self.device.type != "cpu":
             return None
         try:
             return self._lowered(self.tick)

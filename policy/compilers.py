@@ -1,6 +1,7 @@
 """Programs by torch's compilers: as code of this process, or a package that later starts load."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -50,17 +51,17 @@ def packaged(program: Program, inputs: Sequence[Tensor], folder: Path) -> Call:
     """
     # A package is made for one kind of processor, and ends the process on another.
     device = device_name(inputs[0].device)
-    about = f"{digest(program)} {device} {torch.get_num_threads()} {torch.__version__}"
+    about = f"{digest(program, inputs)} {device} {torch.get_num_threads()} {torch.__version__}"
     path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.pt2"
 
     @torch.no_grad()
     def make() -> Call:
         if path.exists():
-            try:
-                path.touch()  # It is in use.
+            with contextlib.suppress(OSError):  # A folder that can only be read will do.
+                os.utime(path)  # It is in use.
+            # Where it is damaged, it is made again.
+            with contextlib.suppress(Exception):
                 return torch._inductor.aoti_load_package(str(path))
-            except Exception:  # It is damaged: it is made again.
-                path.unlink(missing_ok=True)
         _write(program, inputs, path)
         _forget(folder)
         return torch._inductor.aoti_load_package(str(path))
@@ -68,9 +69,16 @@ def packaged(program: Program, inputs: Sequence[Tensor], folder: Path) -> Call:
     return _built("AOTInductor", make)
 
 
-def digest(program: Program) -> str:
-    """SHA-256 of a program's operations and constants."""
+def digest(program: Program, inputs: Sequence[Tensor]) -> str:
+    """SHA-256 of a program's operations, its constants, and what its inputs are like.
+
+    Args:
+        program: whose operations may be the same for inputs of other shapes.
+        inputs: an example.
+    """
     found = hashlib.sha256(program.body.code.encode())
+    for given in inputs:
+        found.update(f"{given.dtype} {tuple(given.shape)}".encode())
     for constant in program.constants:
         values = constant.detach().cpu().contiguous().flatten().view(torch.uint8)
         found.update(f"{constant.dtype} {tuple(constant.shape)}".encode())
@@ -97,11 +105,26 @@ def _built(what: str, make: Callable[[], Call]) -> Call:
     except UnavailableError:
         raise
     except Exception as error:
+        system = _of_system(error)
+        if system is not None:
+            raise UnavailableError(
+                f"{what} could not write what it makes ({system.strerror}): free some space, or "
+                f"set XDG_CACHE_HOME and TMPDIR to folders that have it"
+            ) from error
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UnavailableError(
             f"{what} failed ({reason[:200]}): it needs a C++ compiler (g++ or clang), or Triton on "
             f"CUDA; engine=eager does without"
         ) from error
+
+
+def _of_system(error: BaseException | None) -> OSError | None:
+    """The full disk, or the like, that an error comes from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _write(program: Program, inputs: Sequence[Tensor], path: Path) -> None:

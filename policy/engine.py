@@ -15,7 +15,8 @@ compiled once control has begun.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ class EngineSettings:
 
     Raises:
         ValueError: there is no such candidate or weights, "eager" has weights of its own, or the
-            tolerance is not within 0 to 1.
+            tolerance is not within 0 to 1, or remeasure is neither true nor false.
     """
 
     name: str = "eager"
@@ -77,12 +78,14 @@ class EngineSettings:
                 f"engine=eager computes with fp32, not {self.weights}: give engine=fused, or "
                 f"another one"
             )
-        is_number = isinstance(self.tolerance, int | float)
+        is_number = isinstance(self.tolerance, int | float) and self.tolerance is not True
         if not is_number or not 0 < self.tolerance <= 1:
             raise ValueError(
                 f"engine.tolerance is {self.tolerance}, it must be above 0 and at most 1: a share "
                 f"of the range of an action"
             )
+        if not isinstance(self.remeasure, bool):
+            raise ValueError(f"engine.remeasure is {self.remeasure!r}, it must be true or false")
 
     @property
     def is_named(self) -> bool:
@@ -163,16 +166,20 @@ def _use(agents: Sequence[Agent], settings: EngineSettings) -> str:
         remeasure=settings.remeasure,
     )
     if choice.name == "eager":
-        return _line(choice, settings, worst=0.0, n_other=0)
+        return _line(choice, settings, worst=0.0, others={})
     notes = list(choice.notes)
     start, off = makers.start(lead, choice.name, notes)
     lead.use(TickForm(lead.tick).back(choice.call, subject.examples[0]), start)
-    worst, n_other = max(choice.error, off), 0
+    worst, others = max(choice.error, off), Counter[str]()
+    names = [choice.name] if settings.is_named else [choice.name, "recorded"]
     for agent in agents[1:]:
-        name, off = makers.equip(agent, choice.name, error, notes)
-        worst, n_other = max(worst, off), n_other + (name != choice.name)
+        name, off = makers.equip(agent, names, error, notes)
+        if name == "eager" and settings.is_named:
+            raise UnavailableError(notes[-1])
+        worst = max(worst, off)
+        others[name] += name != choice.name
     choice = replace(choice, notes=tuple(dict.fromkeys(notes)))
-    return _line(choice, settings, worst=worst, n_other=n_other)
+    return _line(choice, settings, worst=worst, others=others)
 
 
 def _check_dtype(agent: Agent) -> None:
@@ -192,7 +199,7 @@ def _key(subject: Subject, settings: EngineSettings, names: Sequence[str]) -> st
         "device": device_name(subject.device),
         "candidates": names,
         "weights": settings.weights,
-        "program": digest(_some_program(subject)),
+        "program": digest(_some_program(subject), subject.examples[0]),
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -205,10 +212,12 @@ def _some_program(subject: Subject) -> Program:
         return subject.plain_program
 
 
-def _line(choice: Choice, settings: EngineSettings, *, worst: float, n_other: int) -> str:
+def _line(
+    choice: Choice, settings: EngineSettings, *, worst: float, others: Mapping[str, int]
+) -> str:
     """What was chosen, in words."""
     chosen = choice.timings[choice.name]
-    others = ", ".join(
+    slower = ", ".join(
         f"{name} {1e3 * timing.p50:.3g} ms"
         for name, timing in choice.timings.items()
         if name != choice.name
@@ -218,15 +227,17 @@ def _line(choice: Choice, settings: EngineSettings, *, worst: float, n_other: in
         f"engine: {choice.name}{weights}: p50 {1e3 * chosen.p50:.3g} ms, p99 "
         f"{1e3 * chosen.p99:.3g} ms"
     )
-    if others:
-        line += f" ({others})"
+    if slower:
+        line += f" ({slower})"
     if choice.name != "eager":
         line += (
             f", largest error {100 * worst:.2g} % of the action range, tolerance "
             f"{100 * settings.tolerance:g} %"
         )
-    if n_other:
-        line += f"; fused for {n_other} other numbers of decided actions"
+    for name, n in others.items():
+        if n == 0:
+            continue
+        line += f"; {name} for {n} further ticks (of other decided actions, or urgent)"
     if choice.is_recorded:
         line += "; measured before (engine.remeasure=true measures again)"
     return "\n".join([line, *choice.notes])

@@ -6,6 +6,7 @@ Shape legend: `B` rows (of streams).
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from policy.agent import Agent
@@ -73,31 +74,46 @@ class Makers:
     def _is_made(self, name: str, subject: Subject) -> bool:
         return (name, subject.digest(name)) in self._made
 
-    def equip(self, agent: Agent, name: str, error: Error, notes: list[str]) -> tuple[str, float]:
-        """Let another agent use a candidate, or fused where that is compiled too often already.
+    def equip(
+        self, agent: Agent, names: Sequence[str], error: Error, notes: list[str]
+    ) -> tuple[str, float]:
+        """Let another agent use a candidate, or the quick one where that is compiled often already.
 
         Args:
             agent: another one than the first.
-            name: of the candidate.
+            names: of candidates; the first that can be made is taken, else it stays eager.
             error: of a tick's results.
             notes: what cannot be done is added.
 
         Returns:
             What it uses, and the error of that.
         """
-        n_slow = len([key for key in self._made if key[0] == name])
-        subject = self.subject(agent, self.examples(agent, 1))
-        if name in SLOW and n_slow >= MOST_SLOW and not self._is_made(name, subject):
-            name = "fused"
-        worst = 0.0
-        if not self._is_made(name, subject):
-            # What is equal to another agent's was compared there.
+        sampler = type(agent.sampler).__name__
+        try:
             subject = self.subject(agent, self.examples(agent, N_EXAMPLES))
-            worst = self._compare(name, subject, error)
-        start, off = self.start(agent, name, notes)
-        call = self.make(name, subject)
-        agent.use(TickForm(agent.tick).back(call, subject.examples[0]), start)
-        return name, max(worst, off)
+        except UnavailableError as reason:
+            notes.append(f"eager for the sampler {sampler}: {reason}")
+            return "eager", 0.0
+        for name in names:
+            try:
+                taken = self._not_too_often(name, subject)
+                # What is equal to another agent's was compared there.
+                is_new = not self._is_made(taken, subject)
+                worst = self._compare(taken, subject, error) if is_new else 0.0
+                call = self.make(taken, subject)
+            except UnavailableError as reason:
+                notes.append(f"not {name} for the sampler {sampler}: {reason}")
+                continue
+            start, off = self.start(agent, taken, notes)
+            agent.use(TickForm(agent.tick).back(call, subject.examples[0]), start)
+            return taken, max(worst, off)
+        return "eager", 0.0
+
+    def _not_too_often(self, name: str, subject: Subject) -> str:
+        """A candidate's name, or that of one that is soon made."""
+        n_made = len([key for key in self._made if key[0] == name])
+        is_too_often = name in SLOW and n_made >= MOST_SLOW and not self._is_made(name, subject)
+        return _quick(subject.device) if is_too_often else name
 
     def start(self, agent: Agent, name: str, notes: list[str]) -> tuple[StartCall | None, float]:
         """What begins an agent's streams as the candidate computes its ticks, and its error.
@@ -106,8 +122,7 @@ class Makers:
         """
         if agent.sampler.start_nfe == 0:
             return None, 0.0
-        if name in SLOW:
-            name = "cuda_graph" if agent.device.type == "cuda" else "fused"
+        name = _quick(agent.device) if name in SLOW else name
         form = StartForm(agent.tick)
         starts = starts_of(agent.tick, rows=agent.rows, n=N_EXAMPLES)
         subject = self._subject(agent, form, [form.inputs(example) for example in starts])
@@ -130,3 +145,8 @@ class Makers:
             error=error,
             tolerance=self._tolerance,
         )
+
+
+def _quick(device: torch.device) -> str:
+    """The candidate that is soon made."""
+    return "cuda_graph" if device.type == "cuda" else "fused"

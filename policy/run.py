@@ -59,7 +59,15 @@ from policy.types import Planner, Robot
 
 FAULT_STATUS = 3
 # Settings of whoever plans.
-OF_THE_PLANNER = ("sampler", "engine", "urgent", "action_horizon", "goal_weight", "device")
+OF_THE_PLANNER = (
+    "sampler",
+    "engine",
+    "urgent",
+    "action_horizon",
+    "goal_weight",
+    "device",
+    "threads",
+)
 
 
 class EpisodicRobot(Robot, Protocol):

@@ -12,6 +12,7 @@ from test_tick import CONTRACT, HORIZONS, Lowerable, Net, Restless, policy_of, s
 from policy import engine, equip, evaluate
 from policy.agent import Agent, NotFiniteError
 from policy.candidates import Subject
+from policy.control.engine import Choice, Timing
 from policy.diffusion.step import dpmpp_2m, dpmpp_2m_sde
 from policy.engine import EngineSettings, use_engine
 from policy.entry import CONFIGS, compose_config, compose_part
@@ -149,6 +150,19 @@ def test_weights_that_the_network_has_no_form_for_are_refused(settings):
         use_engine([agent_of(Net())], replace(settings, weights="int8"))
 
 
+def test_a_form_that_has_not_such_weights_is_not_replaced_in_silence(settings):
+    class Small(Net):
+        def lowered(self, weights):
+            if weights == "fp16":
+                raise ValueError("choose one of fp32, bf16, int8")
+            return Net()
+
+    half = replace(settings, weights="fp16")
+    with pytest.raises(ValueError, match="engine=fused cannot be used: choose one of fp32"):
+        use_engine([agent_of(Small())], half)
+    assert "recorded, fp16" in use_engine([agent_of(Small())], replace(half, name="recorded"))
+
+
 def test_a_compiler_that_is_missing_is_said(settings):
     class Uncompiled(Net):
         def lowered(self, weights):
@@ -251,7 +265,20 @@ def test_observations_in_another_order_of_memory_are_put_in_order():
     turned = given[1].mT.contiguous().mT
     assert not turned.is_contiguous()
     ticked = TickForm(agent.tick).back(call, given)
-    ticked({"s": given[0]}, turned, given[2], given[3:])
+    ticked({"s": given[0]}, turned, given[2], list(given[3:]))
+
+
+def test_observations_of_another_shape_never_reach_what_was_compiled():
+    agent = agent_of(Net())
+    s, x, sigma, *noise = subject_of(agent.tick, 1).examples[0]
+
+    def call(*inputs):
+        raise AssertionError("it takes shapes for granted")
+
+    ticked = TickForm(agent.tick).back(call, [s, x, sigma, *noise])
+    for other in (s[:, :, :1], s.repeat(2, 1, 1)):
+        with pytest.raises((ValueError, RuntimeError)):
+            ticked({"s": other}, x, sigma, noise)
 
 
 def test_ticks_at_levels_that_were_not_expected_are_compared_too():
@@ -306,6 +333,30 @@ def test_other_observations_than_the_compared_ones_go_by_the_network(settings):
         agent.chunk(agent.start([5]), {"other": SEEN["s"]})
     with pytest.raises(ValueError, match="the policy needs"):
         agent.chunk(agent.start([5]), {"s": SEEN["s"][:, :, :1]})
+
+
+@pytest.mark.parametrize(
+    ("made_for", "given", "fits"),
+    [
+        (torch.float32, torch.float64, True),
+        (torch.float32, torch.int64, True),
+        (torch.float64, torch.float32, True),
+        (torch.uint8, torch.float32, False),
+        (torch.uint8, torch.int64, False),
+    ],
+)
+def test_numbers_that_would_be_others_go_by_the_network(made_for, given, fits):
+    agent = agent_of(Net())
+    s, *others = subject_of(agent.tick, 1).examples[0]
+    seen = []
+
+    def call(*inputs):
+        seen.append(inputs[0])
+        return TickForm(agent.tick).of(agent.tick)(*inputs)
+
+    ticked = TickForm(agent.tick).back(call, [s.to(made_for), *others])
+    ticked({"s": (200 * s).to(given)}, others[0], others[1], others[2:])
+    assert [one.dtype for one in seen] == ([made_for] if fits else [])
 
 
 def test_timings_are_taken_up_by_a_later_start(settings):
@@ -366,26 +417,26 @@ class Counting(Net):
 
     def __init__(self):
         super().__init__()
-        self.n_calls, self.off = 0, 0.0
+        self.n_calls = 0
 
     def forward(self, x, c_noise, cond):
         self.n_calls += 1
         return super().forward(x, c_noise, cond)
 
     def lowered(self, weights):
-        return Net(0.3 * (1 + self.off))
+        return Net(0.3)
 
 
 def test_streams_begin_by_the_engine_too(settings):
-    policy = policy_of(Counting())
+    policy = policy_of(net := Counting())
     policy.horizons = replace(HORIZONS, pred=8)
     agents = [Agent(policy, rti(delay), rows=2) for delay in (0, 0, 1)]
     expected = [chunks(agent) for agent in agents]
     line = use_engine(agents, settings)
     assert "streams begin" not in line
-    policy.net.n_calls = 0
+    net.n_calls = 0
     made = [chunks(agent) for agent in agents]
-    assert policy.net.n_calls == 0
+    assert net.n_calls == 0
     np.testing.assert_array_equal(made, expected)
     # One of two streams begins anew, and both are what they were.
     mixed = []
@@ -398,8 +449,21 @@ def test_streams_begin_by_the_engine_too(settings):
     np.testing.assert_array_equal(*mixed)
 
 
+def test_a_start_whose_numbers_are_none_names_the_level_that_the_network_does(settings):
+    policy = policy_of(Net())
+    policy.horizons = replace(HORIZONS, pred=8)
+    agent, said = Agent(policy, rti(0), rows=1), []
+    for name in ("eager", "fused"):
+        use_engine([agent], replace(settings, name=name))
+        with pytest.raises(NotFiniteError) as error:
+            agent.chunk(agent.start([5]), {"s": np.full((1, 1, 2), np.nan, np.float32)})
+        said.append(str(error.value))
+    assert "first at sigma 10:" in said[0]  # Ticks begin at 1.
+    assert said[1] == said[0]
+
+
 def test_a_start_that_is_too_far_off_stays_as_it_is_written(settings, monkeypatch):
-    policy = policy_of(Counting())
+    policy = policy_of(net := Counting())
     policy.horizons = replace(HORIZONS, pred=8)
     agent = Agent(policy, rti(0), rows=1)
     monkeypatch.setattr(equip, "error_of_start", lambda plain, other: 0.5)
@@ -407,9 +471,58 @@ def test_a_start_that_is_too_far_off_stays_as_it_is_written(settings, monkeypatc
     assert (
         "\nstreams begin as the network is written: not fused, its actions are off by 50 %" in line
     )
-    policy.net.n_calls = 0
+    net.n_calls = 0
     chunks(agent)
-    assert policy.net.n_calls == 3
+    assert net.n_calls == 3
+
+
+@pytest.mark.parametrize("of_starts", [True, False])
+@pytest.mark.parametrize("is_lead", [True, False])
+def test_the_largest_error_of_all_ticks_and_starts_is_said(
+    settings, monkeypatch, of_starts, is_lead
+):
+    def compared(call, examples, expected, *, error, tolerance):
+        return 0.005 if (error is error_of_start) == of_starts else 0.0
+
+    monkeypatch.setattr(equip, "compared", compared)
+    policy = policy_of(Net())
+    policy.horizons = replace(HORIZONS, pred=8)
+    agents = [Agent(policy, rti(0), rows=1)]
+    if not is_lead:  # Its tick is another one.
+        agents.insert(0, Agent(policy, rti(0).first, rows=1))
+    line = use_engine(agents, settings)
+    # The tick of the first one is compared by who chooses, and not off.
+    worst = 0.5 if of_starts or not is_lead else 0
+    assert f"largest error {worst:g} % of the action range" in line
+
+
+def test_an_agent_that_cannot_use_the_engine_leaves_it_to_the_others(settings):
+    class Ungraded(Net):
+        """Its lowered form refuses levels that an urgent sampler asks for."""
+
+        def lowered(self, weights):
+            return OnlyTwice()
+
+    class OnlyTwice(Net):
+        def forward(self, x, c_noise, cond):
+            if (x.shape[0], x.shape[1]) == (2, 4):
+                raise ValueError("not for two rows")
+            return super().forward(x, c_noise, cond)
+
+    policy = policy_of(Ungraded())
+    agents = [Agent(policy, sequential(), rows=rows) for rows in (1, 2)]
+    auto = replace(settings, name="auto")
+    expected = [chunks(agent) for agent in agents]
+    line = use_engine(agents, auto)
+    assert line.startswith(("engine: fused", "engine: recorded", "engine: eager"))
+    if line.startswith("engine: fused"):
+        assert "; recorded for 1 further ticks" in line
+        assert "\nnot fused for the sampler Sequential: " in line
+        assert "not for two rows" in line
+    for agent, one in zip(agents, expected, strict=True):
+        np.testing.assert_array_equal(chunks(agent), one)
+    with pytest.raises(ValueError, match="engine=fused cannot be used: not fused for the sampler"):
+        use_engine(agents, settings)
 
 
 def test_agents_of_equal_ticks_share_what_is_compiled(settings, monkeypatch):
@@ -417,7 +530,7 @@ def test_agents_of_equal_ticks_share_what_is_compiled(settings, monkeypatch):
     agents = [agent_of(Net()) for _ in range(4)]
     line = use_engine(agents, replace(settings, name="compile"))
     assert compiled.n == 1
-    assert "other numbers" not in line
+    assert "further ticks" not in line
 
 
 def test_few_ticks_are_compiled_and_the_others_fused(settings, monkeypatch):
@@ -428,7 +541,7 @@ def test_few_ticks_are_compiled_and_the_others_fused(settings, monkeypatch):
     expected = [chunks(agent) for agent in agents]
     line = use_engine(agents, replace(settings, name="compile"))
     assert compiled.n == equip.MOST_SLOW
-    assert "; fused for 2 other numbers of decided actions" in line
+    assert "; fused for 2 further ticks" in line
     for agent, one in zip(agents, expected, strict=True):
         np.testing.assert_array_equal(chunks(agent), one)
 
@@ -450,6 +563,8 @@ def test_best_measures_all(settings, monkeypatch):
         ({"tolerance": 0}, "engine.tolerance is 0, it must be above 0"),
         ({"tolerance": float("nan")}, "engine.tolerance is nan"),
         ({"tolerance": "much"}, "engine.tolerance is much"),
+        ({"tolerance": True}, "engine.tolerance is True"),
+        ({"remeasure": "no"}, "engine.remeasure is 'no', it must be true or false"),
         ({"name": "eager", "weights": "int8"}, "engine=eager computes with fp32, not int8"),
     ],
 )
@@ -531,6 +646,26 @@ class Replaying:
         pass
 
 
+def test_only_what_is_waited_for_comes_to_the_host():
+    class Counted(Replaying):
+        n_pinned = 0
+
+        def pinned(self, like):
+            self.n_pinned += 1
+            return super().pinned(like)
+
+    policy = policy_of(Net())
+    policy.horizons = replace(HORIZONS, pred=8)
+    tick = Tick(policy, rti(0))
+    ticks, starts = TickForm(tick), StartForm(tick)
+    (example,), (start,) = examples_of(tick, rows=1, n=1), starts_of(tick, rows=1, n=1)
+    # Actions and fault; of a start the fault.
+    for form, inputs, n in ((ticks, ticks.inputs(example), 2), (starts, starts.inputs(start), 1)):
+        device = Counted()
+        Subject(tick, form, [inputs], weights="fp32", lowered=None).cuda_graph(device)
+        assert device.n_pinned == len(inputs) + n
+
+
 @pytest.mark.parametrize("make", [lambda: sequential(), lambda: sequential(dpmpp_2m_sde)])
 def test_a_captured_tick_gives_the_chunks_of_the_network(make):
     agent = agent_of(Net(), make())
@@ -556,17 +691,54 @@ def test_a_captured_start_begins_streams_as_the_network_does():
     np.testing.assert_array_equal(chunks(agent), expected)
 
 
+class Wide(Net):
+    """A product of matrices, which the other one has not."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, x, c_noise, cond):
+        return super().forward(self.layer(x) + c_noise[..., None], c_noise, cond)
+
+
+def test_programs_of_known_levels_round_as_the_one_for_any(settings):
+    torch.manual_seed(0)
+    policy = policy_of(Wide())
+    policy.horizons = replace(HORIZONS, pred=8)
+    agent, form = Agent(policy, rti(0), rows=1), TickForm
+    inputs = [form(agent.tick).inputs(e) for e in examples_of(agent.tick, rows=1, n=4)]
+    made = {
+        weights: Subject(agent.tick, form(agent.tick), inputs, weights=weights, lowered=None)
+        for weights in ("fp32", "bf16")
+    }
+    known, plain = made["bf16"].fused()(*inputs[1]), made["fp32"].fused()(*inputs[1])
+    for ours, theirs in zip(known, made["bf16"].program(*inputs[1]), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(known[0], plain[0])
+
+
+def test_timings_are_of_the_weights_that_were_measured(settings):
+    use_engine([agent_of(Net())], settings)
+    assert "; measured before (" in use_engine([agent_of(Net())], settings)
+    # It has no matrices, so that the programs are the same.
+    line = use_engine([agent_of(Net())], replace(settings, weights="bf16"))
+    assert "measured before" not in line
+
+
+def test_where_nothing_is_faster_an_earlier_engine_goes(settings, monkeypatch):
+    agent = agent_of(Counting())
+    use_engine([agent], settings)
+    timings = {"eager": Timing(1e-3, 1e-3, 1e-3, 9)}
+    choice = Choice("eager", agent.tick, 0.0, timings, (), is_recorded=False)
+    monkeypatch.setattr(engine, "choose", lambda *args, **kwargs: choice)
+    use_engine([agent], replace(settings, name="auto"))
+    agent.policy.net.n_calls = 0
+    chunks(agent, 1)
+    assert agent.policy.net.n_calls == 3
+
+
 def test_weights_of_16_bits_round(settings):
-    class Wide(Net):
-        """A product of matrices, which the other one has not."""
-
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(2, 2)
-
-        def forward(self, x, c_noise, cond):
-            return super().forward(self.layer(x), c_noise, cond)
-
     torch.manual_seed(0)
     agent = agent_of(Wide())
     expected = chunks(agent)

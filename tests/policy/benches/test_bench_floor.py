@@ -90,6 +90,10 @@ def test_of_experts_that_lie_in_one_tensor_those_that_are_asked_count():
     assert weights_used(net, lambda: x @ weight[1].t()) == 3 * 2
     assert weights_used(net, lambda: [x @ weight[i].t() for i in (1, 1, 2)]) == 2 * 3 * 2
     assert weights_used(net, lambda: (x @ weight[1].t(), weight[0] * 2, weight.sum())) == 4 * 3 * 2
+    # In another order of the axes it is the same part; what is added to something else is read.
+    assert weights_used(net, lambda: (x @ weight[1].t(), weight[1] * 2)) == 3 * 2
+    with torch.no_grad():
+        assert weights_used(net, lambda: torch.zeros(3, 2).add_(weight[0])) == 3 * 2
 
 
 @pytest.mark.parametrize(("top_k", "used"), [(1, 1), (2, 2), (4, 4)])
