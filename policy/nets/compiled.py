@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -60,7 +61,7 @@ def cache_folder() -> Path:
 def _load(source: Path, extra_flags: tuple[str, ...]) -> ctypes.CDLL:
     flags = (*_flags(), *extra_flags)
     about = [" ".join(flags), os.environ.get("CXX", ""), _machine()]
-    key = _digest(source.read_bytes(), *(part.encode() for part in about))
+    key = _digest(*_texts(source), *(part.encode() for part in about))
     library = cache_folder() / f"{source.stem}-{key[:16]}.so"
     if not _is_intact(library):
         _compile(source, flags, library)
@@ -68,6 +69,15 @@ def _load(source: Path, extra_flags: tuple[str, ...]) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise CompileError(f"{library} was compiled but cannot be loaded: {error}") from error
+
+
+def _texts(source: Path) -> list[bytes]:
+    """What a file says, and what the files say that it includes by their places beside it."""
+    if not source.exists():  # The compiler says so.
+        return []
+    text = source.read_bytes()
+    names = re.findall(rb'^#include "(.+)"', text, flags=re.MULTILINE)
+    return [text, *(more for name in names for more in _texts(source.parent / name.decode()))]
 
 
 def _flags() -> tuple[str, ...]:

@@ -1,20 +1,32 @@
 """The U-Net in the form in which a CPU trains it fastest: the same function of the same parameters.
 
-`UNet1d.training_form()` makes it. Features lie [L, B, C], so that a convolution is products of
-matrices [B, C] (short_conv.py) and a FiLM per position needs no transposition; what follows a
-convolution is one pass over its result (norm_act.py).
+`UNet1d.training_form()` makes it. Forward and backward are one C++ function each, which takes parts
+of the batch through the whole network (unet1d_training.cpp).
 
-Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` channels or condition size,
-`E` noise embedding size, `L` positions at one level of the U-Net.
+Shape legend: `B` batch, `Tp` actions of a chunk, `Da` action size, `C` condition size, `E` noise
+embedding size.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import ctypes
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
 
-from policy.nets.norm_act import FiLMs, norm_act, prepare
-from policy.nets.short_conv import short_conv
-from policy.nets.unet1d import ResidualBlock, ResidualPair, UNet1d
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from policy.nets.compiled import load
+from policy.nets.large_pages import zeros
+from policy.nets.noise_embed import sinusoids
+from policy.nets.unet1d import UNet1d
+from policy.nets.unet1d_tape import INPUTS, Tape
+from policy.nets.unet1d_values import NUMBER, POINTER
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+CHUNK = 128  # samples that a thread takes at a time: as many as its cache holds features of
 
 
 class TrainingUNet1d(nn.Module):
@@ -38,86 +50,191 @@ class TrainingUNet1d(nn.Module):
             )
         prepare()
         self.net = net
-        self._is_mish = isinstance(net.activate, nn.Mish)
+        # Looking through the modules takes as long as some layers.
+        self._weights = list(net.parameters())
+        self._programs: dict[tuple[str, ...], _Program] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes programs of its own."""
+        return {**self.__dict__, "_programs": {}}
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor) -> Tensor:
         """Raw prediction [B, Tp, Da]; for the arguments see `UNet1d`."""
         # A reduced precision that is asked for outside is not for what is done in C++.
         with torch.autocast("cpu", enabled=False):
-            return self._in_fp32(x.float(), c_noise.float(), cond.float())
+            noise = sinusoids(c_noise.float(), self.net.noise_embed.size)
+            inputs = (x.float(), noise, cond.float()[:, None])
+            named = zip(INPUTS, inputs, strict=True)
+            wanted = tuple(name for name, values in named if values.requires_grad)
+            if wanted not in self._programs:
+                self._programs[wanted] = _Program(self.net, wanted)
+            program = self._programs[wanted]
+            program.check(inputs, self._weights)
+            return cast(Tensor, _Call.apply(program, *inputs, *self._weights))
 
-    def _in_fp32(self, x: Tensor, c_noise: Tensor, cond: Tensor) -> Tensor:
-        net = self.net
-        noise = [net.noise_embed(c_noise.t())]  # [L, B, E] of each level
-        for _ in net.downsample:
-            noise.append(noise[-1].unflatten(0, (-1, 2)).mean(dim=1))
-        noise = [net.activate(level) for level in noise]
-        cond = net.activate(cond)
-        pairs = net.pairs()
-        n_down = len(net.down)
-        h, skips = x.transpose(0, 1), []
-        for index, (pair, level) in enumerate(pairs):
-            if index > n_down:
-                h = torch.cat([h, skips.pop()], dim=-1)
-            h = self._pair(pair, h, noise[level], cond)
-            if index < n_down:
-                skips.append(h)
-            if index < n_down - 1:
-                h = _downsampled(h, net.downsample[index])
-            if index > n_down:
-                h = _upsampled(h, net.upsample[index - n_down - 1])
-        h = self._block(net.last, h)
-        return F.linear(h, net.out.weight.flatten(1), net.out.bias).transpose(0, 1)
 
-    def _pair(self, pair: ResidualPair, h: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
-        for block in (pair.first, pair.second):
-            h = self._residual(block, h, noise, cond)
-        return h
+def prepare() -> None:
+    """Compile, so that nothing is left to fail later.
 
-    def _residual(self, block: ResidualBlock, h: Tensor, noise: Tensor, cond: Tensor) -> Tensor:
-        films = FiLMs(F.linear(noise, block.film.noise.weight), block.film.cond(cond))
-        residual = h
-        if isinstance(block.skip, nn.Conv1d):
-            residual = F.linear(h, block.skip.weight.flatten(1), block.skip.bias)
-        h = self._block(block.first, h, films=films)
-        return self._block(block.second, h, residual=residual)
+    Raises:
+        policy.nets.compiled.CompileError: there is no C++ compiler that works.
+    """
+    _library()
 
-    def _block(
-        self,
-        block: nn.Sequential,
-        h: Tensor,
-        *,
-        films: FiLMs | None = None,
-        residual: Tensor | None = None,
+
+class _TapeStruct(ctypes.Structure):  # as in training/tape.h
+    _fields_ = [
+        *((name, POINTER) for name in ("ops", "values", "parameters", "grads_at")),
+        *((name, NUMBER) for name in ("n_ops", "n_grads", "batch", "chunks", "threads")),
+        *((name, NUMBER) for name in ("floats", "scratch")),
+        ("epsilon", ctypes.c_double),
+        *((name, POINTER) for name in ("packed", "arena", "workspace")),
+    ]
+
+
+class _Outside(ctypes.Structure):  # as in unet1d_training.cpp
+    _fields_ = [("value", NUMBER), ("data", POINTER)]
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = load(SOURCE)
+    tape, outsides = ctypes.POINTER(_TapeStruct), ctypes.POINTER(_Outside)
+    library.training_forward.argtypes = [tape, outsides, NUMBER, _Outside]
+    library.training_backward.argtypes = [tape, _Outside, outsides, NUMBER, POINTER]
+    library.training_forward.restype = library.training_backward.restype = None
+    library.training_panel.restype = NUMBER
+    return library
+
+
+class _Program:
+    """The tape of a network, and what C++ needs with it in every call.
+
+    Args:
+        net: whose parameters it is about.
+        wanted: names of the inputs whose gradients are asked for.
+    """
+
+    def __init__(self, net: UNet1d, wanted: tuple[str, ...]):
+        self.tape = Tape(net, panel=_library().training_panel(), input_grads=wanted)
+        self.wanted = wanted
+        parameters = list(net.parameters())
+        self._sizes = [parameter.numel() for parameter in parameters]
+        self._shapes = [parameter.shape for parameter in parameters]
+        self.n_grads = sum(self._sizes)
+        starts = [sum(self._sizes[:number]) for number in range(len(parameters))]
+        self._structs = {
+            "ops": self.tape.op_structs(),
+            "values": self.tape.value_structs(),
+            "grads_at": (NUMBER * len(starts))(*starts),
+        }
+        self._epsilon = net.last[1].eps
+        self._spare: list[Tensor] = []
+
+    def check(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+        """Raise ValueError unless these are what C++ takes them for."""
+        for name, tensor in zip(INPUTS, inputs, strict=True):
+            value = self.tape.inputs[name]
+            wanted = (len(inputs[0]), value.length, value.channels)
+            if tuple(tensor.shape) != wanted or tensor.device.type != "cpu":
+                raise ValueError(
+                    f"{name} is {list(tensor.shape)} on {tensor.device}, the form for training "
+                    f"needs {list(wanted)} on the CPU"
+                )
+        assert all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+
+    def outside(self, tensors: dict[str, Tensor]) -> Any:
+        """Inputs, or their gradients, as C++ is told of them."""
+        numbers = {name: self.tape.number(value) for name, value in self.tape.inputs.items()}
+        structs = [_Outside(numbers[name], tensor.data_ptr()) for name, tensor in tensors.items()]
+        return (_Outside * len(structs))(*structs)
+
+    def output(self, tensor: Tensor) -> _Outside:
+        """The output, or its gradient, as C++ is told of it."""
+        return _Outside(self.tape.number(self.tape.output), tensor.data_ptr())
+
+    def split(self, grads: Tensor) -> list[Tensor]:
+        """Gradients of the parameters [n_grads], one by one."""
+        parts = grads.split(self._sizes)
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def memory(self, parameters: list[Tensor], batch: int) -> "_Memory":
+        """What a call works in."""
+        threads = max(min(torch.get_num_threads(), batch), 1)
+        chunks = max(math.ceil(batch / CHUNK / threads), 1) * threads
+        per_sample, beside = self.tape.scratch_floats()
+        scratch = per_sample * (math.ceil(batch / chunks) + 1) + beside
+        sizes = (self.tape.packed_floats, self.tape.floats * batch, scratch * threads)
+        floats = self._spare.pop() if self._spare else torch.empty(0)
+        if len(floats) != sum(sizes):
+            floats = zeros(4 * sum(sizes)).view(torch.float32)
+        pointers = (POINTER * len(parameters))(*(p.data_ptr() for p in parameters))
+        structs = {**self._structs, "parameters": pointers}
+        places = zip(("packed", "arena", "workspace"), floats.split(sizes), strict=True)
+        struct = _TapeStruct(
+            **{name: ctypes.cast(struct, POINTER) for name, struct in structs.items()},
+            **{name: place.data_ptr() for name, place in places},
+            n_ops=len(structs["ops"]),
+            n_grads=self.n_grads,
+            batch=batch,
+            chunks=chunks,
+            threads=threads,
+            floats=self.tape.floats,
+            scratch=scratch,
+            epsilon=self._epsilon,
+        )
+        return _Memory(struct, floats, self._spare, kept=(structs, parameters))
+
+
+class _Memory:
+    """Where a call's features are kept for its way back; another call has it after that.
+
+    Args:
+        struct: that tells C++ of it.
+        floats: the memory.
+        spare: where it goes when nothing needs it any more.
+        kept: what the struct points to.
+    """
+
+    def __init__(self, struct: _TapeStruct, floats: Tensor, spare: list[Tensor], *, kept: Any):
+        self.struct = struct
+        self._floats, self._spare, self._kept = floats, spare, kept
+
+    def __del__(self) -> None:
+        self._spare.append(self._floats)
+
+
+class _Call(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, program: _Program, x: Tensor, noise: Tensor, cond: Tensor, *rest: Tensor
     ) -> Tensor:
-        conv, norm = block[0], block[1]
-        assert isinstance(conv, nn.Conv1d)
-        assert isinstance(norm, nn.GroupNorm)
-        assert conv.bias is not None
-        y = short_conv(h, conv.weight)
-        return norm_act(y, conv.bias, norm, is_mish=self._is_mish, films=films, residual=residual)
+        inputs: dict[str, Tensor] = dict(
+            zip(INPUTS, (h.contiguous() for h in (x, noise, cond)), strict=True)
+        )
+        memory = program.memory([parameter.contiguous() for parameter in rest], len(x))
+        out = x.new_empty(len(x), program.tape.output.length, program.tape.output.channels)
+        _library().training_forward(
+            memory.struct, program.outside(inputs), len(inputs), program.output(out)
+        )
+        ctx.program, ctx.memory = program, memory  # pyright: ignore[reportAttributeAccessIssue]
+        ctx.shapes = {name: h.shape for name, h in inputs.items()}  # pyright: ignore
+        return out
 
-
-def _taps(h: Tensor, *, n_taps: int, before: int, stride: int = 1) -> list[Tensor]:
-    """What each tap of a convolution sees: positions of h, and zeros beyond its ends."""
-    length = len(h)
-    padded = F.pad(h, (0, 0, 0, 0, before, before))
-    return [padded[tap : tap + length : stride] for tap in range(n_taps)]
-
-
-def _downsampled(h: Tensor, conv: nn.Module) -> Tensor:
-    """Every second position of a convolution with three taps."""
-    assert isinstance(conv, nn.Conv1d)
-    taps = torch.cat(_taps(h, n_taps=3, before=1, stride=2), dim=-1)
-    return F.linear(taps, conv.weight.transpose(1, 2).flatten(1), conv.bias)
-
-
-def _upsampled(h: Tensor, conv: nn.Module) -> Tensor:
-    """Twice the positions, by a transposed convolution with four taps and a stride of two."""
-    assert isinstance(conv, nn.ConvTranspose1d)
-    assert conv.bias is not None
-    before, here, after = _taps(h, n_taps=3, before=1)
-    weight = conv.weight  # [C, O, 4]; even positions see taps 3 and 1, odd ones 2 and 0
-    even = torch.cat([before, here], dim=-1) @ torch.cat([weight[..., 3], weight[..., 1]])
-    odd = torch.cat([here, after], dim=-1) @ torch.cat([weight[..., 2], weight[..., 0]])
-    return torch.stack([even, odd], dim=1).flatten(0, 1) + conv.bias
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, d_out: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        program: _Program = ctx.program  # pyright: ignore[reportAttributeAccessIssue]
+        memory: _Memory = ctx.memory  # pyright: ignore[reportAttributeAccessIssue]
+        shapes: dict[str, torch.Size] = ctx.shapes  # pyright: ignore[reportAttributeAccessIssue]
+        d_out = d_out.contiguous()
+        d_inputs = {name: d_out.new_empty(shapes[name]) for name in program.wanted}
+        grads = d_out.new_empty(memory.struct.threads, program.n_grads)
+        _library().training_backward(
+            memory.struct,
+            program.output(d_out),
+            program.outside(d_inputs),
+            len(d_inputs),
+            grads.data_ptr(),
+        )
+        return None, *map(d_inputs.get, INPUTS), *program.split(grads[0])

@@ -52,6 +52,20 @@ def test_another_source_is_another_library(source):
     assert len(kept()) == 4
 
 
+def test_another_text_of_an_included_file_is_another_library(source):
+    folder = source.parent / "parts"
+    folder.mkdir()
+    source.write_text('#include "parts/outer.h"\n' + DOUBLED)
+    (folder / "outer.h").write_text('#include "inner.h"\n')
+    for factor in (2, 3):
+        (folder / "inner.h").write_text(f"#define FACTOR {factor}\n")
+        assert doubled(load(source), 3.0) == 3.0 * factor
+    assert len(kept()) == 4
+    (folder / "inner.h").unlink()
+    with pytest.raises(CompileError, match=r"inner\.h"):
+        load(source)
+
+
 def test_another_processor_or_system_is_another_library(source, monkeypatch):
     load(source)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "another"))
