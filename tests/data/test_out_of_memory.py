@@ -1,6 +1,7 @@
 """Where memory runs out, a file is not called damaged: whoever fetches it again has the same."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,7 @@ from data import edits, layout
 from data.importers import archive, diffusion_policy, minari
 
 
-class Large:
-    """A group, an array, or an archive, of which nothing can be read."""
-
+class _Large:
     ndim, shape, name, store_path = 1, (3,), "large", "somewhere"
 
     def __getitem__(self, key):
@@ -20,6 +19,9 @@ class Large:
 
     def open(self, member):
         raise MemoryError
+
+
+LARGE: Any = _Large()  # a group, an array, or an archive, of which nothing can be read
 
 
 def too_large(*args, **kwargs):
@@ -34,9 +36,9 @@ def read_zarr():
 @pytest.mark.parametrize(
     "read",
     [
-        lambda: layout.stored_array("somewhere", Large(), "data/state"),
-        lambda: edits.read_edits("somewhere", Large(), "0" * 64, n_episodes=1),
-        lambda: archive.NpzArray.of(Path("somewhere"), Large(), "state.npy"),
+        lambda: layout.stored_array("somewhere", LARGE, "data/state"),
+        lambda: edits.read_edits("somewhere", LARGE, "0" * 64, n_episodes=1),
+        lambda: archive.NpzArray.of(Path("somewhere"), LARGE, "state.npy"),
         read_zarr,
     ],
 )
@@ -60,4 +62,4 @@ def test_of_a_picture(monkeypatch):
 
 def test_of_numbers_whose_size_may_be_wrong():
     with pytest.raises(layout.StoreError, match="needs more memory than there is"):
-        layout.stored_numbers("somewhere", Large(), 3)
+        layout.stored_numbers("somewhere", LARGE, 3)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import packaged_policies as given
@@ -246,7 +247,7 @@ def test_kernels_are_for_the_gpus_they_were_compiled_for(monkeypatch):
 
 
 def test_a_disk_that_is_full_is_no_fault_of_the_sampler():
-    call = SimpleNamespace(name="tick")
+    call: Any = SimpleNamespace(name="tick")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     said = str(refusal(call, "onnx", full))
     assert "could not be written (No space left on device)" in said

@@ -18,14 +18,15 @@ def twins(monkeypatch):
 
 
 def test_gradients_are_summed_and_one_that_nobody_has_stays_away(twins):
-    module = nn.ModuleDict({name: nn.Linear(2, 1, bias=False) for name in ("used", "unused")})
-    module["used"](torch.tensor([[3.0, 4.0]])).sum().backward()
-    place = module["used"].weight.grad
-    twins.sum_gradients(module)
-    assert module["used"].weight.grad.tolist() == [[6, 8]]
-    assert module["used"].weight.grad is place
+    used, unused = (nn.Linear(2, 1, bias=False) for _ in range(2))
+    used(torch.tensor([[3.0, 4.0]])).sum().backward()
+    place = used.weight.grad
+    twins.sum_gradients(nn.ModuleList([used, unused]))
+    assert place is not None
+    assert place.tolist() == [[6, 8]]
+    assert used.weight.grad is place
     # An optimiser would make a step of zeros: it shrinks weights and moves by its momentum.
-    assert module["unused"].weight.grad is None
+    assert unused.weight.grad is None
 
 
 def test_a_gradient_that_only_another_rank_has_is_taken(monkeypatch):
@@ -35,6 +36,7 @@ def test_a_gradient_that_only_another_rank_has_is_taken(monkeypatch):
     monkeypatch.setattr(ranks.dist, "all_reduce", all_reduce)
     module = nn.Linear(2, 1, bias=False)
     Ranks(rank=0, size=2).sum_gradients(module)
+    assert module.weight.grad is not None
     assert module.weight.grad.tolist() == [[1, 2]]
 
 

@@ -727,15 +727,16 @@ def test_timings_are_of_the_weights_that_were_measured(settings):
 
 
 def test_where_nothing_is_faster_an_earlier_engine_goes(settings, monkeypatch):
-    agent = agent_of(Counting())
+    net = Counting()
+    agent = agent_of(net)
     use_engine([agent], settings)
     timings = {"eager": Timing(1e-3, 1e-3, 1e-3, 9)}
     choice = Choice("eager", agent.tick, 0.0, timings, (), is_recorded=False)
     monkeypatch.setattr(engine, "choose", lambda *args, **kwargs: choice)
     use_engine([agent], replace(settings, name="auto"))
-    agent.policy.net.n_calls = 0
+    net.n_calls = 0
     chunks(agent, 1)
-    assert agent.policy.net.n_calls == 3
+    assert net.n_calls == 3
 
 
 def test_weights_of_16_bits_round(settings):
