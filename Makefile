@@ -12,7 +12,7 @@ bench: .venv/.dev
 	$(BIN)/cadence bench
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
