@@ -16,10 +16,8 @@ Latencies are of warm calls. Writes run.json; with `trace=true` also what was se
 sent, for `cadence view`.
 """
 
-import contextlib
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Protocol, cast
 
@@ -41,33 +39,18 @@ from policy.control_thread import (
     undisturbed,
 )
 from policy.durable import write_json
-from policy.engine import agents_of, use_engine
-from policy.entry import compose_config, entry, out_dir, pick_device, plain, urgent_of, use_threads
+from policy.entry import entry, out_dir, plain, use_threads
 from policy.fingerprint import fingerprint
-from policy.foresight import check_has_delays
 from policy.interruption import Interruption
-from policy.packaged.manifest import is_package, read_manifest
-from policy.packaged_planner import package_planner
 from policy.planning import AgentPlanner
+from policy.run_planner import is_trained, planner_of
 from policy.run_report import Episode, refusals_of, summary_line, timing_table
-from policy.serve import read_token
-from policy.serving.client import RemotePlanner
-from policy.tasks import check_told, maker
+from policy.tasks import maker
 from policy.telemetry import Telemetry
 from policy.trace import Trace, TracedPlanner
 from policy.types import Planner, Robot
 
 FAULT_STATUS = 3
-# Settings of whoever plans.
-OF_THE_PLANNER = (
-    "sampler",
-    "engine",
-    "urgent",
-    "action_horizon",
-    "goal_weight",
-    "device",
-    "threads",
-)
 
 
 class EpisodicRobot(Robot, Protocol):
@@ -158,70 +141,6 @@ def control_episodes(
             return
 
 
-@contextlib.contextmanager
-def planner_of(cfg: DictConfig, robot: Contract) -> Iterator[Planner]:
-    """Who plans: a checkpoint in this process, or a policy server.
-
-    Raises:
-        ValueError: neither or both are given.
-        ContractError: what it was trained for is not what the robot has.
-        PlannerError: the server cannot be reached, or refuses.
-    """
-    if (cfg.checkpoint is None) == (cfg.policy is None):
-        raise ValueError(
-            f"checkpoint is {cfg.checkpoint}, policy is {cfg.policy}: give one of checkpoint=DIR "
-            f"and policy=ws://HOST:PORT"
-        )
-    if cfg.seam.foresight:
-        check_has_delays(is_synchronous=cfg.seam.manner.is_synchronous)
-    if cfg.policy is not None:
-        _check_left_to_server(cfg)
-        if cfg.seam.foresight:
-            raise ValueError(
-                "this seam needs foresight, and the policy runs in a server: give foresight=true "
-                "to cadence serve, and seam=none here"
-            )
-        token = read_token(cfg.token_file, cfg.token_env) or ""
-        with RemotePlanner(
-            cfg.policy, robot, token=token, deadline=cfg.deadline, name=f"cadence run {os.getpid()}"
-        ) as remote:
-            yield remote
-        return
-    if _is_trained(cfg):
-        engine, device = instantiate(cfg.engine), pick_device(cfg.device)
-        local = AgentPlanner.load(
-            cfg.checkpoint,
-            instantiate(cfg.sampler),
-            make_urgent=urgent_of(cfg),
-            action_horizon=cfg.action_horizon,
-            device=device,
-            goal_weight=cfg.goal_weight,
-            foresight=cfg.seam.foresight,
-        )
-    else:
-        engine, local = None, package_planner(cfg, "run")
-        device = read_manifest(str(cfg.checkpoint))[0].device
-    this = f"checkpoint {cfg.checkpoint}"
-    check_told(local.contract, robot, this=this, that="the robot")
-    local.contract.check(robot, this=this, that="the robot")
-    print(f"device: {device}, {local.agent.calls}")
-    if engine is not None:
-        print(use_engine(agents_of(local), engine))
-    local.warm_up()
-    yield local
-
-
-def _check_left_to_server(cfg: DictConfig) -> None:
-    """Raise ValueError where something is set that a policy server has decided."""
-    asked, usual = plain(cfg), plain(compose_config("run", ["env=pillar"]))
-    for name in OF_THE_PLANNER:
-        if asked[name] != usual[name]:
-            raise ValueError(
-                f"{name} is set here, and the policy runs in a server, which it does not reach: "
-                f"give it to cadence serve, and leave {name} as it is here"
-            )
-
-
 def run(cfg: DictConfig) -> dict | int:
     """Control as configured; returns what run.json holds, or the exit status of a fault."""
     for name in ("episodes", "seconds"):
@@ -305,16 +224,11 @@ def _results(
         "nfe": planner.agent.nfe if isinstance(planner, AgentPlanner) else None,
         "checkpoint": None if cfg.checkpoint is None else str(cfg.checkpoint),
         "policy": cfg.policy,
-        "engine": plain(cfg.engine) if _is_trained(cfg) else None,
+        "engine": plain(cfg.engine) if is_trained(cfg) else None,
         "seam": plain(cfg.seam),
         "seed": cfg.seed,
         "fingerprint": fingerprint(),
     }
-
-
-def _is_trained(cfg: DictConfig) -> bool:
-    """Whether the planner is a checkpoint, whose network an engine computes."""
-    return cfg.checkpoint is not None and not is_package(str(cfg.checkpoint))
 
 
 def main() -> None:

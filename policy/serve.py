@@ -29,10 +29,9 @@ import os
 import signal
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from policy.entry import entry, pick_device, urgent_of, use_threads
+from policy.entry import entry, use_threads
 from policy.packaged.manifest import is_package
 from policy.packaged_planner import package_planner
 from policy.planning import AgentPlanner
@@ -125,21 +124,9 @@ def planner_of(cfg: DictConfig) -> AgentPlanner:
         planner = package_planner(cfg, "serve")
         print(f"package {cfg.checkpoint}: {planner.agent.calls}")
         return planner
-    from policy.engine import agents_of, use_engine  # Packages need no networks.
+    from policy.checkpoint_planner import checkpoint_planner  # Packages need no networks.
 
-    engine, device = instantiate(cfg.engine), pick_device(cfg.device)
-    planner = AgentPlanner.load(
-        cfg.checkpoint,
-        instantiate(cfg.sampler),
-        make_urgent=urgent_of(cfg),
-        action_horizon=cfg.action_horizon,
-        device=device,
-        goal_weight=cfg.goal_weight,
-        foresight=cfg.foresight,
-    )
-    print(f"device: {device}, {planner.agent.calls}")
-    print(use_engine(agents_of(planner), engine))
-    return planner
+    return checkpoint_planner(cfg, foresight=cfg.foresight)
 
 
 def run(cfg: DictConfig) -> None:

@@ -23,30 +23,21 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdint>
-#include <cstring>
 #include <memory>
 #include <thread>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#include "vectors.h"
+
 namespace {
 
-// One register of the machine. Operators act on each element; the compiler knows the instructions.
-#if defined(__AVX512F__)
-constexpr int LANES = 16, PANEL = 32, MOST_POSITIONS = 8;
-#elif defined(__AVX__)
-constexpr int LANES = 8, PANEL = 16, MOST_POSITIONS = 6;
-#else
-constexpr int LANES = 4, PANEL = 16, MOST_POSITIONS = 6;
-#endif
+constexpr int PANEL = LANES == 16 ? 32 : 16, MOST_POSITIONS = LANES == 16 ? 8 : 6;
 constexpr int VECTORS = PANEL / LANES;
 constexpr int MOST_SAMPLES = 8;  // side by side, so that weights are read once for all of them
 constexpr int LINE = 16, PREFETCH = 1024;  // words of a line of the cache; how far ahead to ask
-typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 
 enum Activation : int64_t { NONE = 0, SILU = 1, MISH = 2 };
 enum Format : int64_t { FP32 = 0, BF16 = 1, INT8 = 2 };
@@ -73,15 +64,6 @@ struct Network {
     Layer layers[1];
 };
 
-template <class T = Vec>
-inline T load(const void* at) {
-    T v;
-    std::memcpy(&v, at, sizeof v);
-    return v;
-}
-inline void store(float* at, Vec v) { std::memcpy(at, &v, sizeof v); }
-inline Vec splat(float value) { return value - Vec{}; }
-
 // Weights of TOGETHER successive input channels in each word of 32 bits; `unpack` gives the i-th.
 struct Fp32 {
     static constexpr int TOGETHER = 1;
@@ -97,22 +79,6 @@ struct Int8 {
         return __builtin_convertvector((Ints)(words << (24 - 8 * i)) >> 24, Vec);
     }
 };
-
-// exp to one or two units in the last place. NaN may come out as anything.
-inline Vec exponential(Vec x) {
-    x = x > 88.0f ? splat(88.0f) : x;
-    x = x < -87.0f ? splat(-87.0f) : x;
-    const Vec shifted = x * 1.44269504f + 12582912.0f;  // the whole part is in the lowest bits
-    const Vec whole = shifted - 12582912.0f;
-    const Vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return (Vec)((Bits)p + ((Bits)shifted << 23));
-}
 
 inline Vec activate(Vec x, int64_t activation) {
     if (activation == SILU) return x / (1.0f + exponential(-x));

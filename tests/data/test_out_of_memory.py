@@ -54,7 +54,9 @@ def test_of_a_group(monkeypatch, tmp_path):
 
 
 def test_of_a_picture(monkeypatch):
-    image = pytest.importorskip("PIL.Image")
+    image = pytest.importorskip(
+        "PIL.Image", reason="pictures need the extra: pip install -e '.[import]'"
+    )
     monkeypatch.setattr(image, "open", too_large)
     with pytest.raises(MemoryError):
         minari._decoded(np.zeros(3, np.uint8), (2, 2, 3), "somewhere")

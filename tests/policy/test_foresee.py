@@ -22,7 +22,7 @@ from policy.entry import compose_config
 from policy.foresee import Differences, Episodes, check_recorded, read_episodes, scale_of
 from policy.foresight import FILE, Foresight, dynamics_for, load_foresight
 from policy.planning import AgentPlanner
-from policy.run import planner_of
+from policy.run_planner import planner_of
 from policy.serving.client import RemotePlanner
 from policy.tasks import maker
 from policy.train import prepare

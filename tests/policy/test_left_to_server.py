@@ -3,7 +3,8 @@
 import pytest
 
 from policy.entry import compose_config
-from policy.run import OF_THE_PLANNER, run
+from policy.run import run
+from policy.run_planner import OF_THE_PLANNER
 
 OTHERS = {
     "sampler": "rti",
